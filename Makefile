@@ -1,0 +1,60 @@
+# `make` alone lists the targets. report, test, lint and wheel set up .venv themselves, once; gpu installs nothing.
+PYTHON ?= python3
+JOBS   ?= auto
+ARGS   ?=
+OUT    ?= reports/gpu
+
+BIN       := .venv/bin
+READY     := .venv/.ready
+SMOKE     := tests/test_packaging.py
+NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+# Triton's interpreter is numpy: one thread in each of several test processes beats several threads in each.
+ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint gpu wheel clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo 'Variables: PYTHON (python3), ARGS (more arguments for report, test or gpu), JOBS (processes of test), OUT (of gpu)'
+
+report: $(READY)  ## profile three models in three grad modes, on a GPU or the CPU: reports/latest/
+	@$(BIN)/tgrad profile tutorial digits mlp --modes grad,no_grad,inference_mode --out reports/latest --force $(ARGS)
+
+test: $(READY)  ## run the tests (those that need a GPU are skipped where there is none)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
+
+# The machine with the GPU may have other versions than constraints.txt: there a warning is not a failure (-W default).
+# Both parts always run, and together stay under nine minutes; the benchmarks' table is the last thing printed.
+gpu:  ## on a CUDA machine, with the python3 there: the GPU tests, then the benchmarks: reports/gpu/
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
+		{ echo 'make gpu: $(PYTHON) has no torch that sees a CUDA device' >&2; exit 3; }
+	@export PYTHONPATH=. PYTHONUNBUFFERED=1; failed=0; \
+	timeout -k 10 230 $(PYTHON) -m pytest tests -m gpu -p no:xdist -p no:cacheprovider -W default -q --tb=short $(ARGS) \
+		|| { failed=$$?; echo "make gpu: the tests failed (exit $$failed); the benchmarks run all the same" >&2; }; \
+	timeout -k 10 270 $(PYTHON) -m tests.benchmarks.gpu --out "$(OUT)" \
+		|| { failed=$$?; echo "make gpu: the benchmarks failed (exit $$failed)" >&2; }; \
+	exit $$failed
+
+wheel: $(READY)  ## build sdist and wheel into dist/, install the wheel in an empty folder and try it
+	@rm -rf build dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null && ls -1 dist/*
+	@$(BIN)/python $(SMOKE) dist/*.whl
+
+clean:  ## remove .venv, build products and caches; reports stay
+	@rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	@find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) $(NEW_ENOUGH) || \
+		{ echo 'make: $(PYTHON) is missing or older than Python 3.11; name another: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo 'make: $(PYTHON) lacks the venv module (Debian and Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	@echo 'make: installing tgrad and its tools into .venv (once; some minutes)'
+	@$(BIN)/python $(NEW_ENOUGH) || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

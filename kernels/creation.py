@@ -1,0 +1,89 @@
+"""Kernels that make values from nothing: ranges, the identity matrix, random numbers.
+
+Random numbers are Philox4x32-10 (Salmon et al., SC 2011) of (seed, offset): element i of a draw is a function of the seed
+and offset + i alone, so the same seed gives the same draw on a CPU and on a GPU, in whatever tiles.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import triton
+import triton.language as tl
+
+from tgrad.kernels import libm
+from tgrad.kernels.launch import Launch, prepare
+from tgrad.kernels.pointwise import tile
+from tgrad.kernels.program import TYPES, convert
+
+TWO_PI = tl.constexpr(6.283185307179586)
+
+
+@triton.jit
+def arange(out, start, step, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """out[i] = start + i * step, computed in the type of start."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, convert(start + i.to(start.dtype) * step, TYPE), mask=i < n)
+
+
+@triton.jit
+def eye(out, n, columns, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, convert(i // columns == i % columns, TYPE), mask=i < n)
+
+
+@triton.jit
+def bits(seed, offset, i):
+    """32 random bits of element i."""
+    low, _, _, _ = tl.randint4x(seed, offset + i)
+    return low
+
+
+@triton.jit
+def unit(x):
+    """Bits as a float32 in [0, 1), a multiple of 2^-24."""
+    return (x.to(tl.uint32, bitcast=True) >> 8).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def uniform(out, seed, offset, low, width, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """low + width * u, u uniform in [0, 1)."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    u = unit(bits(seed, offset, i))
+    tl.store(out + i, convert(low + u.to(low.dtype) * width, TYPE), mask=i < n)
+
+
+@triton.jit
+def normal(out, seed, offset, mean, deviation, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Normal numbers by Box and Muller's transform (Ann. Math. Statist. 29, 1958)."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    a, b, _, _ = tl.randint4x(seed, offset + i)
+    u = 1.0 - unit(a)  # in (0, 1], whose logarithm is finite
+    z = libm.sqrt(-2.0 * libm.log(u)) * libm.cos(unit(b) * TWO_PI)
+    tl.store(out + i, convert(mean + z.to(mean.dtype) * deviation, TYPE), mask=i < n)
+
+
+@triton.jit
+def dropout(out, x, seed, offset, p, scale, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """x * scale where the element's draw is at least p, else 0. The mask is never stored: the draw can be repeated."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < n
+    value = tl.load(x + i, mask=mask, other=0).to(scale.dtype)
+    keep = unit(bits(seed, offset, i)) >= p
+    tl.store(out + i, convert(tl.where(keep, value * scale, 0.0), TYPE), mask=mask)
+
+
+KERNELS = {"arange": arange, "eye": eye, "uniform": uniform, "normal": normal, "dropout": dropout}
+
+
+@functools.lru_cache(maxsize=1024)
+def prepare_creation(name: str, out: str, pointers: tuple[str, ...], scalars: tuple[str, ...], n: int, *sizes: int) -> Launch:
+    """A launch of one of KERNELS over `n` elements; takes the addresses of the result and the operands, then the scalars.
+
+    Args:
+        out: Triton type of the result; `pointers`: of the operands; `scalars`: of the run-time numbers.
+        sizes: further fixed sizes (`eye`: columns).
+    """
+    block = min(tile(n, 4), 1 << 16)
+    runtime = ("*" + out, *("*" + t for t in pointers), *scalars)
+    return prepare(KERNELS[name], (triton.cdiv(n, block),), runtime, (n, *sizes), {"TYPE": TYPES[out], "BLOCK": block})

@@ -1,0 +1,191 @@
+"""Launching kernels: the one place that knows whether they are interpreted or run on a GPU.
+
+`prepare` fixes everything about a launch that can be fixed and returns a callable that takes the rest: addresses, as
+integers, and run-time scalars. Each signature is compiled once per process (and cached on disk by Triton).
+
+The environment variable TGRAD_LAUNCH overrides the choice, for tests:
+    interpret    Triton's interpreter, on host memory
+    driver       Triton's active driver, whatever it is
+    compile:90   compile for sm_90 and launch nothing: results are undefined, but every kernel has met the compiler
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+INTERPRET: bool = bool(knobs.runtime.interpret)
+_mode = os.environ.get("TGRAD_LAUNCH", "interpret" if INTERPRET else "driver")
+COMPILE_ONLY: GPUTarget | None = None
+if _mode.startswith("compile:"):
+    COMPILE_ONLY = GPUTarget("cuda", int(_mode.removeprefix("compile:")), 32)
+
+Launch = Callable[..., None]
+
+# Called with the kernel's name at each launch while somebody listens (a profiler).
+listener: Callable[[str], None] | None = None
+
+
+class Static(int):
+    """An integer argument that the kernel is compiled for: an inner stride of 0 or 1."""
+
+
+def strides(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides as kernel arguments. The kernel is specialised on an inner stride of 0 or 1 and on no other value."""
+    if values and values[-1] in (0, 1):
+        return (*values[:-1], Static(values[-1]))
+    return values
+
+
+def prepare(
+    kernel: Any,
+    grid: tuple[int, ...],
+    runtime: tuple,
+    fixed: tuple,
+    constexprs: dict[str, Any],
+    *,
+    name: str | None = None,
+    warps: int = 4,
+    stages: int = 2,
+    aligned: bool = True,
+    contract: bool = False,
+) -> Launch:
+    """A launch of `kernel` with all but its leading arguments fixed.
+
+    Args:
+        kernel: a `@triton.jit` function whose parameters are, in order, the run-time ones, the fixed ones and constants.
+        grid: number of programs, one to three dimensions.
+        runtime: a Triton type ("*fp32", "fp32", "i64", ...) or a tuple of them for each run-time parameter.
+        fixed: the value of each fixed parameter: an int or a nested tuple of ints.
+        constexprs: the compile-time constants by name.
+        name: what a listener is told was launched; the kernel's own name if None.
+        warps, stages: compiler options, unused by the interpreter.
+        aligned: whether every address is a multiple of 16.
+        contract: whether a * b + c may become one fused multiply-add. Off, so that the same formula gives the same bits
+            in every kernel; on for matrix products.
+
+    Returns:
+        A callable that takes the run-time values, flat and in order.
+    """
+    if INTERPRET and COMPILE_ONLY is None:
+        from tgrad.kernels import interpret
+
+        call = interpret.prepare(kernel, grid, runtime, fixed, constexprs)
+    else:
+        compiled = compile(kernel, runtime, fixed, constexprs, warps, stages, aligned, contract)
+        call = _skip if COMPILE_ONLY else _driver_launch(compiled, grid, runtime, (*fixed, *constexprs.values()))
+    label = name or kernel.__name__
+
+    def launch(*values: int | float) -> None:
+        if listener is not None:
+            listener(label)
+        call(*values)
+
+    return launch
+
+
+def _skip(*values: int | float) -> None:
+    pass
+
+
+_compiled: dict[tuple, Any] = {}
+_compiling = threading.Lock()
+
+
+def compile(
+    kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict, warps: int, stages: int, aligned: bool, contract: bool
+) -> Any:
+    """The compiled kernel of a signature: types, alignment of addresses, divisibility by 16 of plain fixed integers."""
+    static = [v if isinstance(v, Static) else _type(v) for v in _leaves(fixed)]
+    divisible = tuple(type(v) is int and v % 16 == 0 for v in fixed)
+    target = COMPILE_ONLY or triton.runtime.driver.active.get_current_target()
+    key = (kernel, runtime, _shape(fixed), tuple(static), divisible, *constexprs.values(), warps, stages, aligned, contract, target)
+    found = _compiled.get(key)
+    if found is not None:
+        return found
+    with _compiling:
+        if key not in _compiled:
+            source = signature(kernel, runtime, fixed, constexprs, aligned)
+            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract}
+            _compiled[key] = triton.compile(source, target=target, options=options)
+        return _compiled[key]
+
+
+def signature(kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict[str, Any], aligned: bool) -> ASTSource:
+    """What Triton compiles. Types are given, never inferred: inferred, a Python float would pass as float32."""
+    names = kernel.arg_names
+    types: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+    for i, given in enumerate(runtime):
+        types[names[i]] = given
+        if aligned:
+            for path, leaf in _walk(given, (i,)):
+                if leaf.startswith("*"):
+                    attributes[path] = [["tt.divisibility", 16]]
+    for i, value in enumerate(fixed, len(runtime)):
+        types[names[i]] = _type(value)
+        for path, leaf in _walk(value, (i,)):
+            if isinstance(leaf, Static):
+                constants[path] = int(leaf)
+        if type(value) is int and value % 16 == 0:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    for name, value in constexprs.items():
+        types[name] = "constexpr"
+        constants[(names.index(name),)] = value
+    return ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
+
+
+def _type(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_type, value))
+    if isinstance(value, Static):
+        return "constexpr"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _shape(value: Any) -> Any:
+    return tuple(map(_shape, value)) if isinstance(value, tuple) else None
+
+
+def _leaves(value: Any) -> Any:
+    if isinstance(value, tuple):
+        for v in value:
+            yield from _leaves(v)
+    else:
+        yield value
+
+
+def _walk(value: Any, path: tuple[int, ...]) -> Any:
+    if isinstance(value, tuple):
+        for i, v in enumerate(value):
+            yield from _walk(v, (*path, i))
+    else:
+        yield path, value
+
+
+def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, rest: tuple) -> Launch:
+    driver = triton.runtime.driver.active
+    device = driver.get_current_device()
+    current_stream = driver.get_current_stream
+    compiled._init_handles()
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    x, y, z = (*grid, 1, 1)[:3]
+    spans, at = [], 0
+    for given in runtime:
+        width = len(given) if isinstance(given, tuple) else 1
+        spans.append(slice(at, at + width) if isinstance(given, tuple) else at)
+        at += width
+
+    def launch(*values: int | float) -> None:
+        args = [values[span] for span in spans]  # an index gives the value, a slice the tuple of them
+        run(x, y, z, current_stream(device), function, metadata, None, None, None, *args, *rest)
+
+    return launch

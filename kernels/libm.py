@@ -1,0 +1,104 @@
+"""The mathematical functions that kernels call, in float32 and float64.
+
+On a GPU they are CUDA's libdevice, as in PyTorch. Triton's own `tl.exp`, `tl.sin`, ... are cheap approximations there
+(`ex2.approx`), and its interpreter has no libdevice, so that there they are numpy's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from tgrad.kernels.launch import INTERPRET
+
+if INTERPRET:
+    from tgrad.kernels.interpret import elementwise
+
+    def _erf_table(step: float, last: float, terms: int) -> np.ndarray:
+        """Taylor coefficients of erf at multiples of `step`: erf's derivatives are Hermite polynomials times a Gaussian."""
+        at = np.arange(0, last + step, step)
+        gauss = 2 / math.sqrt(math.pi) * np.exp(-at * at)
+        before, hermite = np.zeros_like(at), np.ones_like(at)
+        rows, factorial = [np.array([math.erf(x) for x in at])], 1.0
+        for n in range(1, terms):
+            factorial *= n
+            rows.append(gauss * hermite / factorial)
+            before, hermite = hermite, -2 * at * hermite - 2 * (n - 1) * before
+        return np.array(rows)
+
+    _STEP = 1 / 256
+    _ERF = _erf_table(_STEP, 6.0, 7)
+
+    def _numpy_erf(x: np.ndarray) -> np.ndarray:
+        size = np.minimum(np.abs(x), 6.0).astype(np.float64)  # erf(6) is 1 in float64
+        index = np.rint(np.nan_to_num(size) / _STEP).astype(np.int64)
+        d = size - index * _STEP
+        terms = 7 if x.dtype == np.float64 else 4
+        y = _ERF[terms - 1].take(index)
+        for n in reversed(range(terms - 1)):
+            y = y * d + _ERF[n].take(index)
+        return np.copysign(y, x).astype(x.dtype)
+
+    exp, expm1, log, log1p = (elementwise(f) for f in (np.exp, np.expm1, np.log, np.log1p))
+    sin, cos, tanh = (elementwise(f) for f in (np.sin, np.cos, np.tanh))
+    erf, pow = elementwise(_numpy_erf), elementwise(np.power)
+    sqrt, div = elementwise(np.sqrt), elementwise(np.divide)
+else:
+
+    @triton.jit
+    def exp(x):
+        return libdevice.exp(x)
+
+    @triton.jit
+    def expm1(x):
+        return libdevice.expm1(x)
+
+    @triton.jit
+    def log(x):
+        return libdevice.log(x)
+
+    @triton.jit
+    def log1p(x):
+        return libdevice.log1p(x)
+
+    @triton.jit
+    def sin(x):
+        return libdevice.sin(x)
+
+    @triton.jit
+    def cos(x):
+        return libdevice.cos(x)
+
+    @triton.jit
+    def tanh(x):
+        return libdevice.tanh(x)
+
+    @triton.jit
+    def erf(x):
+        return libdevice.erf(x)
+
+    @triton.jit
+    def pow(x, y):
+        return libdevice.pow(x, y)
+
+    @triton.jit
+    def sqrt(x):
+        # Correctly rounded: tl.sqrt is approximate in float32, and flushes subnormal numbers.
+        if x.dtype == tl.float32:
+            y = tl.sqrt_rn(x)
+        else:
+            y = tl.sqrt(x)
+        return y
+
+    @triton.jit
+    def div(x, y):
+        # Correctly rounded: `/` is approximate in float32.
+        if x.dtype == tl.float32:
+            z = tl.div_rn(x, y)
+        else:
+            z = x / y
+        return z

@@ -1,0 +1,172 @@
+"""The latency pass: forward and backward of one batch, timed with recording off; and the counts of ops and kernels."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tgrad import dispatch
+from tgrad.device import Timer, compute, synchronize
+from tgrad.kernels import launch
+from tgrad.profiler.memory import (
+    CONTEXTS,
+    clear_gradients,
+    cotangents,
+    gradients_put_back,
+    make_batch,
+    roots_of,
+    run_backward,
+    run_forward,
+)
+from tgrad.profiler.records import SampleRecord
+from tgrad.profiler.workloads import Workload
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Time:
+    """One timed call, in ms: until it returned, until its last kernel ended, and between device events (NaN on a CPU)."""
+
+    host_ms: float
+    wall_ms: float
+    gpu_ms: float
+
+
+def timed(call: Callable[[], object]) -> tuple[object, Time]:
+    """Run `call` between two waits for the device, with the garbage collector off."""
+    timer = Timer() if compute.type == "cuda" else None
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        synchronize()
+        start = time.perf_counter()
+        if timer is not None:
+            timer.start()
+        result = call()
+        if timer is not None:
+            timer.stop()
+        returned = time.perf_counter()
+        synchronize()
+        end = time.perf_counter()
+    finally:
+        if enabled:
+            gc.enable()
+    gpu_ms = NAN if timer is None else timer.milliseconds()
+    return result, Time((returned - start) * 1e3, (end - start) * 1e3, gpu_ms)
+
+
+def step(workload: Workload, mode: str) -> Iterator[tuple[str, Time]]:
+    """("forward", its time) and, in mode grad, ("backward", its time) of one fresh batch."""
+    with CONTEXTS[mode]():
+        batch = make_batch(workload, mode)
+        results, forward = timed(lambda: run_forward(workload, mode, batch))
+    yield "forward", forward
+    roots = roots_of(results, workload) if mode == "grad" else []  # type: ignore[arg-type]
+    if roots:
+        gradients = cotangents(roots)
+        yield "backward", timed(lambda: run_backward(workload, roots, gradients))[1]
+    clear_gradients(workload.model)
+
+
+def measure(
+    workload: Workload,
+    run_ids: dict[str, str],
+    repeats: int,
+    warmup: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[SampleRecord]:
+    """Time every mode in `run_ids` (mode -> run id), `repeats` times after `warmup` runs that are recorded as such.
+
+    Modes take turns, each round beginning with another, so that a machine that slows down slows all of them.
+    """
+    samples: list[SampleRecord] = []
+    modes = list(run_ids)
+    with gradients_put_back(workload.model):
+        for rep in range(-warmup, repeats):
+            shift = rep % len(modes)
+            for mode in modes[shift:] + modes[:shift]:
+                for phase, t in step(workload, mode):
+                    samples.append(
+                        SampleRecord(
+                            run_ids[mode], workload.name, mode, phase, rep, rep < 0, t.wall_ms, t.host_ms, t.gpu_ms
+                        )
+                    )
+                on_step()
+    return samples
+
+
+class _Ops:
+    """Counts the outermost ops."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.depth = 0
+
+    def begin(self, op: str) -> None:
+        self.count += not self.depth
+        self.depth += 1
+
+    def end(self, op: str) -> None:
+        self.depth -= 1
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[], tuple[int, int]]]:
+    """Yields a function that gives (ops dispatched, kernels launched) since it was last asked."""
+    before = dispatch.observer, launch.listener
+    ops, kernels, seen = _Ops(), [0], [0, 0]
+
+    def count(label: str) -> None:
+        kernels[0] += 1
+
+    def ask() -> tuple[int, int]:
+        now = [ops.count, kernels[0]]
+        new = now[0] - seen[0], now[1] - seen[1]
+        seen[:] = now
+        return new
+
+    dispatch.observer, launch.listener = ops, count
+    try:
+        yield ask
+    finally:
+        dispatch.observer, launch.listener = before
+
+
+def counts(workload: Workload, mode: str) -> dict[str, int]:
+    """Ops dispatched and kernels launched by the forward and the backward of one batch: columns of a RunRecord."""
+    with gradients_put_back(workload.model):
+        with CONTEXTS[mode]():
+            batch = make_batch(workload, mode)
+            with counting() as ask:
+                results = run_forward(workload, mode, batch)
+                forward = ask()
+        roots = roots_of(results, workload) if mode == "grad" else []
+        backward = (0, 0)
+        if roots:
+            gradients = cotangents(roots)
+            with counting() as ask:
+                run_backward(workload, roots, gradients)
+                backward = ask()
+    return {
+        "forward_ops": forward[0], "forward_kernels": forward[1], "backward_ops": backward[0], "backward_kernels": backward[1]
+    }  # fmt: skip
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """(first quartile, median, third quartile), interpolated linearly; NaN of no values, or of one that is NaN."""
+    if not values or any(math.isnan(v) for v in values):
+        return NAN, NAN, NAN
+    ordered = sorted(values)
+
+    def at(q: float) -> float:
+        position = q * (len(ordered) - 1)
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+    return at(0.25), at(0.5), at(0.75)

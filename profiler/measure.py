@@ -1,0 +1,92 @@
+"""One workload in several modes: the memory pass, then the latency pass, into records."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import tgrad
+from tgrad.device import compute
+from tgrad.kernels import launch
+from tgrad.profiler import latency, memory
+from tgrad.profiler.records import EventRow, RunRecord, SampleRecord, SavedRow
+from tgrad.profiler.workloads import Workload
+
+
+@dataclass
+class Records:
+    """All that was recorded, over any number of workloads and modes."""
+
+    runs: list[RunRecord] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+    saved: list[SavedRow] = field(default_factory=list)
+    events: list[EventRow] = field(default_factory=list)
+
+    def extend(self, other: Records) -> None:
+        """Append the records of `other`."""
+        self.runs += other.runs
+        self.samples += other.samples
+        self.saved += other.saved
+        self.events += other.events
+
+
+def steps(held: int, modes: Sequence[str], repeats: int, warmup: int) -> int:
+    """How many times `profile` calls `on_step` for a workload that holds `held` outputs."""
+    return len(modes) * (held + repeats + warmup)
+
+
+def profile(
+    workload: Workload,
+    modes: Sequence[str],
+    *,
+    dtype: str,
+    seed: int,
+    repeats: int,
+    warmup: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Records:
+    """Measure `workload` in each of `modes`.
+
+    Raises:
+        ProfilerError: the workload's own code failed.
+        tgrad.OutOfMemoryError: memory ran out.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    run_ids = {mode: f"{now}/{workload.name}/{mode}" for mode in modes}
+    records, passes = Records(), {}
+    for mode in modes:
+        tgrad.manual_seed(seed)  # every mode draws the same batches
+        found = memory.measure(workload, mode, run_ids[mode], on_step)
+        passes[mode] = {**found.figures, **latency.counts(workload, mode)}
+        records.saved += found.saved
+        records.events += found.events
+    tgrad.manual_seed(seed)
+    records.samples = latency.measure(workload, run_ids, repeats, warmup, on_step)
+    count = sum(p.numel() for p in memory.parameters(workload.model))
+    for mode in modes:
+        figures = passes[mode]
+        records.runs.append(
+            RunRecord(
+                run_id=run_ids[mode], created_at=now, workload=workload.name, mode=mode,
+                engine="tgrad", engine_version=tgrad.__version__, device=str(compute), is_interpreted=launch.INTERPRET,
+                dtype=dtype, batch_size=workload.batch_size, held=workload.held, seed=seed, repeats=repeats, parameters=count,
+                **figures, **times(records.samples, mode, figures["forward_ops"]),  # type: ignore[arg-type]
+            )  # fmt: skip
+        )
+    return records
+
+
+def times(samples: Sequence[SampleRecord], mode: str, forward_ops: int) -> dict[str, float]:
+    """The time columns of a RunRecord from the samples of its mode."""
+    found: dict[str, float] = {}
+    for phase in ("forward", "backward"):
+        mine = [s for s in samples if s.mode == mode and s.phase == phase and not s.is_warmup]
+        q1, median, q3 = latency.quartiles([s.wall_ms for s in mine])
+        found |= {f"{phase}_wall_q1_ms": q1, f"{phase}_wall_median_ms": median, f"{phase}_wall_q3_ms": q3}
+        found[f"{phase}_gpu_median_ms"] = latency.quartiles([s.gpu_ms for s in mine])[1]
+        if phase == "forward":
+            host = latency.quartiles([s.host_ms for s in mine])[1]
+            found["host_us_per_op"] = host * 1e3 / forward_ops if forward_ops else math.nan
+    return found

@@ -1,0 +1,272 @@
+"""The report's figures. Each takes frames and returns a matplotlib Figure; nothing here runs the engine."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from tgrad.profiler import aggregate
+from tgrad.profiler.environment import INTERPRETED
+from tgrad.profiler.records import CATEGORIES, MODES
+from tgrad.profiler.units import show_bytes, unit_of
+
+# Okabe and Ito's colours, told apart by the colour-blind; modes and categories share none that meet in one figure.
+MODE_COLOURS = {"grad": "#C44E00", "no_grad": "#00639C", "inference_mode": "#00785A"}
+CATEGORY_COLOURS = {
+    "parameter": "#9AA0A6",
+    "output": "#56B4E9",
+    "input": "#E69F00",
+    "intermediate": "#D55E00",
+    "gradient": "#8F5BB5",
+    "temporary": "#CFD4D9",
+    "constant": "#6B7075",
+    "other": "#E8EAED",
+}
+CATEGORY_NAMES = {
+    "parameter": "parameters and buffers",
+    "output": "outputs held",
+    "input": "inputs",
+    "intermediate": "intermediates kept for backward",
+    "gradient": "gradients",
+    "temporary": "temporary",
+    "constant": "constants",
+    "other": "other, live before",
+}
+# Paper in light and in dark surroundings: figures keep their own background.
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E3E5E8",
+    "grid.linewidth": 0.8,
+    "axes.edgecolor": "#8A9097",
+    "text.color": "#1F2328",
+    "axes.labelcolor": "#1F2328",
+    "xtick.color": "#3C4248",
+    "ytick.color": "#3C4248",
+    "figure.facecolor": "#FFFFFF",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "tgrad",
+}
+
+
+def _bytes_axis(axis: Any, most: float) -> str:
+    """Let an axis in bytes show one unit; returns its name."""
+    name, scale = unit_of(max(most, 1))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / scale:g}" if scale > 1 else f"{int(v)}"))
+    # Ticks at round numbers of the unit: the locator sees them divided by it.
+    axis.set_major_locator(_Scaled(scale))
+    return name
+
+
+class _Scaled(MaxNLocator):
+    """Round ticks in another unit."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__(nbins=6, steps=[1, 2, 2.5, 5, 10])
+        self.scale = scale
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        return super().tick_values(vmin / self.scale, vmax / self.scale) * self.scale
+
+
+def _legend(fig: Figure, categories: list[str]) -> None:
+    patches = [Patch(facecolor=CATEGORY_COLOURS[c], edgecolor="#6B7075", linewidth=0.4, label=CATEGORY_NAMES[c]) for c in categories]
+    fig.legend(
+        handles=patches, loc="outside lower left", ncols=min(3, len(patches)), frameon=False, fontsize=9, handlelength=1.2
+    )  # fmt: skip
+
+
+def _panel(fig: Figure, title: str) -> None:
+    fig.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+
+
+def peak_by_mode(live: dict[str, pd.DataFrame], workload: str) -> Figure:
+    """Bars of the peak, stacked by what was live then.
+
+    Args:
+        live: mode -> `aggregate.live_by_category`.
+    """
+    peaks = {mode: aggregate.at_peak(table) for mode, table in live.items()}
+    used = [c for c in CATEGORIES if any(p[c] for p in peaks.values())]
+    most = max(sum(p.values()) for p in peaks.values())
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(7.2, 1.55 + 0.52 * len(peaks) + 0.2 * -(-len(used) // 3)), layout="constrained")
+        ax = fig.subplots()
+        for y, (mode, peak) in enumerate(peaks.items()):
+            left = 0
+            for c in used:
+                ax.barh(y, peak[c], left=left, height=0.62, color=CATEGORY_COLOURS[c], edgecolor="white", linewidth=0.6)
+                left += peak[c]
+            ax.text(left + most * 0.012, y, show_bytes(left), va="center", fontsize=10, fontweight="bold")
+        ax.set_yticks(range(len(peaks)), list(peaks))
+        for label, mode in zip(ax.get_yticklabels(), peaks, strict=True):
+            label.set_color(MODE_COLOURS.get(mode, "#1F2328"))
+            label.set_fontweight("bold")
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.set_xlim(0, most * 1.15 or 1)
+        ax.set_xlabel(f"live memory at the peak, {_bytes_axis(ax.xaxis, most)}")
+        _panel(fig, f"{workload}: the most memory that each mode needs at once")
+        _legend(fig, used)
+    return fig
+
+
+BANDS = {"forward": "#F3F7FB", "backward": "#FDF1EA"}
+
+
+def memory_over_time(live: dict[str, pd.DataFrame], workload: str, interpreted: bool) -> Figure:
+    """Live memory over time, a panel a mode, stacked by category, with bands behind the forward and the backward."""
+    used = [c for c in CATEGORIES if any(table[c].any() for table in live.values())]
+    most = max(table[list(CATEGORIES)].sum(axis=1).max() for table in live.values())
+    longest = max(table["t_ns"].max() for table in live.values()) / 1e6
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(7.2, 1.2 + 1.5 * len(live) + 0.2 * -(-len(used) // 3)), layout="constrained")
+        axes = fig.subplots(len(live), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        for ax, (mode, table) in zip(axes, live.items(), strict=True):
+            _timeline(ax, table, used, most, longest)
+            ax.set_title(mode, loc="left", color=MODE_COLOURS.get(mode, "#1F2328"), fontweight="bold", fontsize=10)
+        axes[0].set_ylim(0, most * 1.18 or 1)
+        axes[0].set_xlim(0, longest or 1)
+        unit = _bytes_axis(axes[0].yaxis, most)
+        fig.supylabel(f"live memory, {unit}", fontsize=10)
+        axes[-1].set_xlabel("time, ms" + (f" ({INTERPRETED})" if interpreted else ""))
+        _panel(fig, f"{workload}: what is live while the forward and the backward run")
+        _legend(fig, used)
+    return fig
+
+
+def _timeline(ax: Any, table: pd.DataFrame, used: list[str], most: float, longest: float) -> None:
+    t = table["t_ns"].to_numpy() / 1e6
+    layers = table[used].to_numpy().T
+    ax.stackplot(t, layers, step="post", colors=[CATEGORY_COLOURS[c] for c in used], linewidth=0)
+    for phase, colour in BANDS.items():
+        mine = t[(table["phase"] == phase).to_numpy()]
+        if not len(mine):
+            continue
+        ax.axvspan(mine[0], mine[-1], color=colour, zorder=-1, linewidth=0)
+        wide = mine[-1] - mine[0] > 0.1 * longest
+        ax.text(
+            (mine[0] + mine[-1]) / 2 if wide else mine[-1], most * 1.16, phase if wide else f" {phase}",
+            ha="center" if wide else "left", va="top", fontsize=8.5, color="#5A6067",
+        )  # fmt: skip
+    total = layers.sum(axis=0)
+    top = int(total.argmax())
+    ax.plot(t[top], total[top], "v", color="#1F2328", markersize=5, clip_on=False, zorder=5)
+    right = t[top] > 0.7 * longest
+    ax.annotate(
+        f"peak {show_bytes(total[top])}", (t[top], total[top]), xytext=(-6 if right else 6, 1), textcoords="offset points",
+        fontsize=8.5, ha="right" if right else "left", va="bottom", fontweight="bold",
+    )  # fmt: skip
+
+
+LONGEST = 14  # bars; of deeper models the smallest are added up
+
+
+def saved_by_module(table: pd.DataFrame, workload: str) -> Figure | None:
+    """Bytes that the graph keeps, a bar a module and op. None if it keeps nothing.
+
+    Args:
+        table: `aggregate.saved_by_module`.
+    """
+    if table.empty:
+        return None
+    if len(table) > LONGEST:
+        order = table.sum(axis=1).sort_values(ascending=False, kind="stable").index
+        kept = set(order[: LONGEST - 1])
+        rest = table[[label not in kept for label in table.index]]
+        table = pd.concat([table[[label in kept for label in table.index]], rest.sum().to_frame(f"{len(rest)} others").T])
+    most = table.sum(axis=1).max()
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(7.2, 1.45 + 0.3 * len(table)), layout="constrained")
+        ax = fig.subplots()
+        for y, (_, values) in enumerate(table.iterrows()):
+            left = 0
+            for c in table.columns:
+                ax.barh(y, values[c], left=left, height=0.66, color=CATEGORY_COLOURS[c], edgecolor="white", linewidth=0.6)
+                left += values[c]
+            ax.text(left + most * 0.012, y, show_bytes(left), va="center", fontsize=9)
+        ax.set_yticks(range(len(table)), list(table.index))
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.set_xlim(0, most * 1.17)
+        ax.set_xlabel(f"kept by the graph for backward, {_bytes_axis(ax.xaxis, most)}")
+        _panel(fig, f"{workload}: which module and op kept the bytes, in the order of the forward")
+        _legend(fig, list(table.columns))
+    return fig
+
+
+def draw(
+    runs: pd.DataFrame, saved: pd.DataFrame, events: pd.DataFrame, workload: str
+) -> list[tuple[str, str, Figure]]:
+    """(file stem, a sentence that says what to see, figure) of each figure of one workload."""
+    mine = runs[runs["workload"] == workload].set_index("mode", drop=False)
+    modes = [m for m in MODES if m in mine.index]
+    live = {
+        m: aggregate.live_by_category(
+            events[(events["workload"] == workload) & (events["mode"] == m)], aggregate.live_before(mine.loc[m])
+        )
+        for m in modes
+    }
+    interpreted = bool(mine["is_interpreted"].iloc[0])
+    name = _stem(workload)
+    found: list[tuple[str, str, Figure]] = [
+        (
+            f"{name}-peak",
+            "Each bar is the moment when the most memory was live; its parts say what that memory was for.",
+            peak_by_mode(live, workload),
+        ),
+        (
+            f"{name}-timeline",
+            "With a graph, memory grows through the forward and is given back by the backward; without one, only what the "
+            "caller holds stays.",
+            memory_over_time(live, workload, interpreted),
+        ),
+    ]
+    if "grad" in modes:
+        fig = saved_by_module(aggregate.saved_by_module(saved, workload), workload)
+        if fig is not None:
+            found.append((f"{name}-saved", "Bytes kept for backward, by the module and the op that kept them.", fig))
+    return found
+
+
+def _stem(workload: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", workload) or "workload"
+
+
+def png(fig: Figure) -> bytes:
+    """The figure as a PNG file, at 160 dots an inch."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+_figures = itertools.count(1)
+
+
+def svg(fig: Figure, title: str) -> str:
+    """The figure as an <svg> element to put into a page: ids of its own, no declaration, scalable."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    prefix = f"f{next(_figures)}-"
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
+    text = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", text).replace(f"{prefix}{prefix}", prefix)
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -1,0 +1,154 @@
+"""What is recorded: frozen dataclasses whose fields are the columns of the CSV files.
+
+Names carry their unit: `_bytes` are whole bytes, `_ms` milliseconds and `_us` microseconds as floats, `_ns` whole
+nanoseconds. Nothing is scaled before it is shown. What cannot be measured is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+MODES = ("grad", "no_grad", "inference_mode")
+
+# What a byte is live for. The first six are stacked in the plots, in this order.
+CATEGORIES = ("parameter", "output", "input", "intermediate", "gradient", "temporary", "constant", "other")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One workload in one mode: a row of runs.csv.
+
+    Memory, in bytes (padding of a storage's end apart, in `padding_bytes`):
+        parameters_bytes, buffers_bytes: of the model; live before the forward.
+        intermediates_bytes: storages that only the graph keeps: neither parameters, nor of the batch, nor results.
+        inputs_held_bytes: storages of batches that the graph keeps although the caller dropped them.
+        outputs_held_bytes: storages of the results, which the caller keeps, in every mode.
+        outputs_saved_bytes: the part of outputs_held_bytes that the graph keeps as well.
+        graph_bytes: all that the graph keeps: intermediates + inputs held + outputs saved. Each storage counts once.
+        graph_logical_bytes: elements times their size over every saved tensor, so a tensor saved twice counts twice.
+        live_before_bytes, live_after_bytes: the ledger before the batch was made, and after the forward.
+        residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held); 0 if all is accounted for.
+        peak_bytes, peak_forward_bytes: most that was live in the ledger, at any time and before the backward.
+
+    Time, over `repeats` runs on one batch, the profiler's recording switched off:
+        *_wall_*_ms: from the call to the end of its last kernel; median and quartiles.
+        *_gpu_median_ms: between device events; NaN without CUDA.
+        host_us_per_op: from the call of the forward to its return, for each op. In the interpreter this includes the
+            computation itself.
+    """
+
+    run_id: str
+    created_at: str
+    workload: str
+    mode: str
+    engine: str
+    engine_version: str
+    device: str
+    is_interpreted: bool
+    dtype: str
+    batch_size: int
+    held: int
+    seed: int
+    repeats: int
+    parameters: int
+    parameters_bytes: int
+    buffers_bytes: int
+    intermediates_bytes: int
+    inputs_held_bytes: int
+    outputs_held_bytes: int
+    outputs_saved_bytes: int
+    graph_bytes: int
+    graph_logical_bytes: int
+    padding_bytes: int
+    nodes: int
+    live_before_bytes: int
+    live_after_bytes: int
+    residual_bytes: int
+    peak_forward_bytes: int
+    peak_bytes: int
+    forward_kernels: int
+    backward_kernels: int
+    forward_ops: int
+    backward_ops: int
+    forward_wall_q1_ms: float
+    forward_wall_median_ms: float
+    forward_wall_q3_ms: float
+    backward_wall_q1_ms: float
+    backward_wall_median_ms: float
+    backward_wall_q3_ms: float
+    forward_gpu_median_ms: float
+    backward_gpu_median_ms: float
+    host_us_per_op: float
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One timed forward or backward: a row of samples.csv.
+
+    host_ms ends when the call returns, wall_ms when its last kernel ended, gpu_ms lies between device events.
+    """
+
+    run_id: str
+    workload: str
+    mode: str
+    phase: str
+    rep: int
+    is_warmup: bool
+    wall_ms: float
+    host_ms: float
+    gpu_ms: float
+
+
+@dataclass(frozen=True)
+class SavedRow:
+    """One tensor that the graph keeps: a row of saved.csv.
+
+    op and argument name the operation that saved it and which of its tensors it is; module, file, line and function say
+    where that was called. charged_bytes is storage_bytes at the first row of each storage and 0 after, so sums are safe.
+    """
+
+    run_id: str
+    workload: str
+    mode: str
+    seq: int
+    op: str
+    argument: str
+    category: str
+    module: str
+    file: str
+    line: int
+    function: str
+    shape: str
+    dtype: str
+    storage_id: int
+    is_leaf: bool
+    logical_bytes: int
+    storage_bytes: int
+    charged_bytes: int
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """One allocation or free: a row of events.csv. live_bytes is the ledger after it; t_ns counts from the first."""
+
+    run_id: str
+    workload: str
+    mode: str
+    t_ns: int
+    action: str
+    storage_id: int
+    bytes: int
+    live_bytes: int
+    phase: str
+    category: str
+
+
+def columns(record: type) -> tuple[str, ...]:
+    """The field names of a record class, in order: the header of its CSV file."""
+    return tuple(f.name for f in fields(record))
+
+
+def row(record: Any) -> tuple[Any, ...]:
+    """The values of a record, in order."""
+    return tuple(getattr(record, name) for name in columns(type(record)))

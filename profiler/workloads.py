@@ -1,0 +1,288 @@
+"""Workloads: a model, its batches and its loss, and the registry of those with a name."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tgrad
+from tgrad import nn
+from tgrad.profiler import digits
+from tgrad.profiler.errors import ProfilerError, one_line
+from tgrad.tensor import Tensor
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a workload is made with; None leaves the choice to the workload.
+
+    batch_size counts rows; width and depth are the hidden layers of `mlp`; seed starts weights and data.
+    """
+
+    batch_size: int | None = None
+    dtype: str = "float32"
+    width: int | None = None
+    depth: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is profiled.
+
+    Attributes:
+        name: as it appears in tables and file names.
+        model: a `tgrad.nn.Module`, or any callable on tensors.
+        batch: makes a fresh batch, (inputs, targets), each a tuple of tensors. It is called outside of any measured time.
+        loss: loss(output, *targets), a scalar to go backward from; None: backward starts at the output with a random gradient.
+        held: how many outputs (of as many batches) are held at once in the memory pass.
+        batch_size: rows of a batch.
+        about: one sentence for the report.
+    """
+
+    name: str
+    model: Any
+    batch: Callable[[], tuple[tuple[Any, ...], tuple[Any, ...]]]
+    loss: Callable[..., Tensor] | None = None
+    held: int = 1
+    batch_size: int = 0
+    about: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def forward(self, inputs: tuple[Any, ...], targets: tuple[Any, ...]) -> list[Tensor]:
+        """The results that the caller keeps: the model's output tensors, then the loss if there is one."""
+        output = self.model(*inputs)
+        if self.loss is None:
+            return tensors_in(output)
+        return [*tensors_in(output), self.loss(output, *targets)]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a tensor, or in nested tuples, lists and dicts of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in tensors_in(v)] if isinstance(value, (tuple, list)) else []
+
+
+# --- the workloads that come with tgrad ------------------------------------------------------------------------------
+def tutorial(options: Options) -> Workload:
+    """PyTorch's no_grad tutorial: a loop that keeps 100 outputs of Linear(1000, 1000), each from a batch of its own."""
+    rows = options.batch_size or 100
+    model = nn.Linear(1000, 1000, dtype=_dtype(options))
+    held = 100
+    return Workload(
+        "tutorial", model, lambda: ((tgrad.randn(rows, 1000, dtype=_dtype(options)),), ()), None, held, rows,
+        f"The loop of PyTorch's no_grad tutorial: it keeps {held} outputs of Linear(1000, 1000), each computed from a "
+        f"batch of its own of {rows} x 1000.",
+    )  # fmt: skip
+
+
+def digits_(options: Options) -> Workload:
+    """A small classifier on the 1,797 real images of scikit-learn's digits."""
+    rows = options.batch_size or 256
+    data = digits.load(options.seed)
+    if rows > len(data.train_images):
+        raise ProfilerError(
+            f"workload digits: a batch of {rows} was asked for, and there are {len(data.train_images)} training images: "
+            "use --batch-size with fewer"
+        )
+    model = nn.Sequential(
+        nn.Linear(64, 64, dtype=_dtype(options)), nn.ReLU(), nn.Linear(64, 10, dtype=_dtype(options))
+    )  # fmt: skip
+
+    def batch() -> tuple[tuple, tuple]:
+        images = tgrad.tensor(data.train_images[:rows], dtype=_dtype(options))
+        return (images,), (tgrad.tensor(data.train_labels[:rows]),)
+
+    return Workload(
+        "digits", model, batch, nn.CrossEntropyLoss(), 1, rows,
+        f"An MLP 64-64-10 with cross-entropy on {rows} of the 1,797 images of handwritten digits (UCI) that scikit-learn "
+        "ships.",
+    )  # fmt: skip
+
+
+def mlp(options: Options) -> Workload:
+    """A deep MLP: `depth` hidden layers of `width`, each Linear and ReLU, and a Linear to 10 classes."""
+    rows, width, depth = options.batch_size or 256, options.width or 256, options.depth or 8
+    dtype = _dtype(options)
+    layers: list[Any] = []
+    for _ in range(depth):
+        layers += [nn.Linear(width, width, dtype=dtype), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(width, 10, dtype=dtype))
+
+    def batch() -> tuple[tuple, tuple]:
+        return (tgrad.randn(rows, width, dtype=dtype),), (tgrad.arange(rows) % 10,)
+
+    return Workload(
+        "mlp", model, batch, nn.CrossEntropyLoss(), 1, rows,
+        f"A deep MLP: {depth} hidden layers of {width} with ReLU, 10 classes, cross-entropy, random batches of {rows} x {width}.",
+    )  # fmt: skip
+
+
+REGISTRY: dict[str, Callable[[Options], Workload]] = {"tutorial": tutorial, "digits": digits_, "mlp": mlp}
+
+
+def _dtype(options: Options) -> Any:
+    return getattr(tgrad, options.dtype)
+
+
+def check_options(options: Options) -> None:
+    """Raises ProfilerError for an option that no workload can take."""
+    for name in ("batch_size", "width", "depth"):
+        value = getattr(options, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ProfilerError(f"--{name.replace('_', '-')}: expected a whole number of at least 1, got {value}")
+    if options.dtype not in DTYPES:
+        raise ProfilerError(f"--dtype: unknown dtype '{options.dtype}'; choose one of {', '.join(DTYPES)}")
+    if not isinstance(options.seed, int) or not 0 <= options.seed < 2**32:
+        raise ProfilerError(f"--seed: expected a whole number from 0 to {2**32 - 1}, got {options.seed}")
+
+
+def make(given: str | Workload, options: Options) -> Workload:
+    """The workload of a name, or of `file.py:factory`, made from `options.seed`.
+
+    Raises:
+        ProfilerError: there is no such workload; or the file, the factory or what it returns is wrong.
+    """
+    check_options(options)
+    if isinstance(given, Workload):
+        return given
+    tgrad.manual_seed(options.seed)
+    if given in REGISTRY:
+        return REGISTRY[given](options)
+    path, colon, factory = given.rpartition(":")
+    if colon and path.endswith(".py"):
+        return from_factory(Path(path), factory, options)
+    if given.endswith(".py"):
+        raise ProfilerError(f"workload '{given}': name the factory in it as well: {given}:factory")
+    raise ProfilerError(f"unknown workload '{given}'; choose from {', '.join(REGISTRY)}, or give file.py:factory")
+
+
+# --- a user's own model ----------------------------------------------------------------------------------------------
+def from_factory(path: Path, name: str, options: Options) -> Workload:
+    """The workload that the function `name` of a Python file returns.
+
+    It returns (model, example_input), (model, example_input, loss_fn) or a Workload; example_input is a tensor or a tuple
+    of the model's arguments, and loss_fn takes the model's output. It is given those of `batch_size`, `dtype`, `device`,
+    `width`, `depth` and `seed` that it has parameters for, if they were asked for.
+
+    Raises:
+        ProfilerError: says what is wrong, with the line of the user's file.
+    """
+    label = f"workload {path}:{name}"
+    factory = _load(path, name, label)
+    try:
+        given = _arguments(factory, options, label)
+        made = factory(**given)
+    except (ProfilerError, MemoryError, tgrad.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ProfilerError(f"{label}: the factory failed: {one_line(error)}{where(error, path)}") from error
+    if isinstance(made, Workload):
+        return made
+    expected = "expected (model, example_input), (model, example_input, loss_fn) or a Workload"
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        got = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise ProfilerError(f"{label}: the factory returned {got}; {expected}")
+    model, example = made[0], made[1]
+    loss = made[2] if len(made) == 3 else None
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not callable(model):
+        raise ProfilerError(f"{label}: the factory's model is a {type(model).__name__}, which cannot be called; {expected}")
+    if not tensors_in(list(inputs)):
+        raise ProfilerError(f"{label}: the example input is a {type(example).__name__} without a tgrad tensor; {expected}")
+    if loss is not None and not callable(loss):
+        raise ProfilerError(f"{label}: loss_fn is a {type(loss).__name__}, which cannot be called; {expected}")
+    first = tensors_in(list(inputs))[0]
+    return Workload(
+        path.stem if name in ("factory", "make", "main", "model", "workload") else name,
+        model, lambda: (tuple(map(_fresh, inputs)), ()), loss, 1, first.shape[0] if first.ndim else 1,
+        f"The model of {path.name}:{name} on inputs of "
+        + ", ".join("x".join(map(str, t.shape)) or "()" for t in tensors_in(list(inputs))) + ".",
+    )  # fmt: skip
+
+
+def _fresh(value: Any) -> Any:
+    """A copy that shares no memory: a batch is made anew, or what the graph keeps of it could not be told apart."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _load(path: Path, name: str, label: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise ProfilerError(f"{label}: there is no file {path}; give the path of a Python file, then :factory")
+    spec = importlib.util.spec_from_file_location(f"_tgrad_workload_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look it up
+    sys.path.insert(0, str(path.parent.resolve()))  # it may import its neighbours, as when run as a script
+    try:
+        spec.loader.exec_module(module)
+    except (MemoryError, tgrad.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ProfilerError(f"{label}: the file could not be loaded: {one_line(error)}{where(error, path)}") from error
+    finally:
+        sys.path.pop(0)
+    factory = getattr(module, name, None)
+    if factory is None:
+        found = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == spec.name]
+        listed = f"it has {', '.join(sorted(found))}" if found else "it has no functions"
+        raise ProfilerError(f"{label}: {path} has no '{name}'; {listed}")
+    if not callable(factory):
+        raise ProfilerError(f"{label}: '{name}' is a {type(factory).__name__}; expected a function that returns a model")
+    return factory
+
+
+def _arguments(factory: Callable[..., Any], options: Options, label: str) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    given: dict[str, Any] = {"seed": options.seed, "dtype": _dtype(options)}
+    for option in ("batch_size", "width", "depth"):
+        value = getattr(options, option)
+        if value is not None:
+            given[option] = value
+            if option not in parameters:
+                raise ProfilerError(
+                    f"{label}: --{option.replace('_', '-')} was given, but the factory has no parameter '{option}': add it, "
+                    "or leave the option out"
+                )
+    if options.dtype != "float32" and "dtype" not in parameters:
+        raise ProfilerError(f"{label}: --dtype was given, but the factory has no parameter 'dtype': add it, or leave it out")
+    missing = [
+        p.name for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given
+    ]  # fmt: skip
+    if missing:
+        raise ProfilerError(f"{label}: the factory needs {', '.join(missing)}: give each a default")
+    return {k: v for k, v in given.items() if k in parameters}
+
+
+def where(error: BaseException, path: Path | None = None) -> str:
+    """` (at file:line)` of the innermost frame in `path`, or outside of tgrad; empty if there is none."""
+    own = str(Path(__file__).resolve().parent.parent)
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" (at {error.filename}:{error.lineno})"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        inside = Path(frame.filename).resolve() == path.resolve() if path is not None else not frame.filename.startswith(own)
+        if inside:
+            return f" (at {frame.filename}:{frame.lineno})"
+    return ""
+
+
+def with_held(workload: Workload, held: int) -> Workload:
+    """The same workload holding another number of outputs at once."""
+    return replace(workload, held=held)

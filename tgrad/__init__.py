@@ -1,0 +1,87 @@
+"""tgrad: tensors and autograd whose every operation is a Triton kernel, with PyTorch's names and semantics."""
+
+from __future__ import annotations
+
+import builtins as _builtins
+import os as _os
+import sys as _sys
+
+__version__ = "0.1.0"
+
+_triton_first = "triton" in _sys.modules
+
+from tgrad import device as _device_module  # noqa: E402  (decides on the device, without Triton)
+
+if _device_module.compute.type == "cpu" and "TGRAD_LAUNCH" not in _os.environ:
+    # Triton decides on interpretation when a kernel is decorated: before the first kernel, and its own library, load.
+    _os.environ["TRITON_INTERPRET"] = "1"
+    if _triton_first:
+        from tgrad.kernels.interpret import repair_library as _repair_library
+
+        _repair_library()
+
+from tgrad import methods as _methods  # noqa: E402
+
+_methods.install()
+
+from tgrad import autograd, cuda, nn, optim  # noqa: E402
+from tgrad.device import device  # noqa: E402
+from tgrad.dtypes import (  # noqa: E402
+    bfloat16,
+    double,
+    dtype,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    half,
+    int32,
+    int64,
+    long,
+    set_default_dtype,
+    uint8,
+)
+from tgrad.dtypes import bool_ as bool  # noqa: E402
+from tgrad.layout import Size  # noqa: E402
+from tgrad.modes import (  # noqa: E402
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from tgrad.nn.functional import log_softmax, softmax  # noqa: E402
+from tgrad.ops.creation import (  # noqa: E402
+    arange,
+    as_tensor,
+    empty,
+    empty_like,
+    eye,
+    from_numpy,
+    full,
+    full_like,
+    ones,
+    ones_like,
+    rand,
+    rand_like,
+    randn,
+    randn_like,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from tgrad.ops.matmul import get_float32_matmul_precision, set_float32_matmul_precision  # noqa: E402
+from tgrad.printing import set_printoptions  # noqa: E402
+from tgrad.random import Generator, initial_seed, manual_seed  # noqa: E402
+from tgrad.storage import OutOfMemoryError  # noqa: E402
+from tgrad.tensor import Tensor  # noqa: E402
+
+globals().update(_methods.FUNCTIONS)
+float = float32  # noqa: A001
+int = int32  # noqa: A001
+
+
+def is_tensor(x: object) -> _builtins.bool:
+    """Whether x is a Tensor."""
+    return isinstance(x, Tensor)

@@ -1,0 +1,173 @@
+"""How one node goes backward: its formulas, run as one kernel or, under `create_graph`, recorded."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tgrad.device import compute
+from tgrad.dispatch import dispatch
+from tgrad.expression import Expression
+from tgrad.graph import Node
+from tgrad.layout import Layout, layout
+from tgrad.modes import current
+from tgrad.op import Composed, FormulaRule, PointwiseRule, operand, pointwise_launch, result_layout
+from tgrad.ops import pointwise as p
+from tgrad.ops.reduce import reduce_launch, sum_to
+from tgrad.tensor import Tensor, empty
+
+# A gradient, and whether nobody but the receiver holds its memory.
+Gradient = tuple[Tensor | None, bool]
+
+
+def gradients(node: Node, g: Tensor) -> list[Gradient]:
+    """The gradient for each of the node's edges, in the shape and dtype of the input.
+
+    Raises:
+        RuntimeError: what it saved was freed, or modified in place.
+    """
+    if node.saved is None:
+        raise RuntimeError(
+            "Trying to backward through the graph a second time (or directly access saved tensors after they have already "
+            "been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). "
+            "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
+            "saved tensors after calling backward."
+        )
+    saved = [s.unpack(node) for s in node.saved]
+    if isinstance(node.rule, PointwiseRule):
+        return _pointwise(node.rule, g, [*saved, *node.numbers])
+    assert isinstance(node.rule, FormulaRule)
+    return _formulas(node.rule, g, saved, node.numbers)
+
+
+# --- pointwise ---------------------------------------------------------------------------------------------------------
+def _pointwise(rule: PointwiseRule, g: Tensor, values: list[Any]) -> list[Gradient]:
+    if current().record:
+        return [_recorded(rule, i, g, values) for i in range(len(rule.parts))]
+    key = (g.layout, *[v.layout if isinstance(v, Tensor) else v.__class__ for v in values])
+    run = _plans(rule).get(key)
+    if run is None:
+        run = _plans(rule)[key] = _plan(rule, g, values)
+    return run(g, values)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plans(rule: PointwiseRule) -> dict[tuple, Any]:
+    return {}
+
+
+def _recorded(rule: PointwiseRule, i: int, g: Tensor, values: list[Any]) -> Gradient:
+    like, expression, needs = rule.parts[i]
+    if expression.is_input(0):
+        out, own = g, False
+    else:
+        out, own = dispatch(_composed(rule.op.name, expression), (g, *[values[k] for k in needs]))[0], True
+    return _fit(out, like, own)
+
+
+@functools.cache
+def _composed(name: str, expression: Expression) -> Composed:
+    return Composed(f"{name}_backward", expression, [f"x{i}" for i in range(expression.n_inputs)])
+
+
+def _fit(out: Tensor, like: Layout, own: bool) -> Gradient:
+    """Summed to the shape and cast to the dtype of the input."""
+    if out.layout.shape != like.shape:
+        out, own = sum_to(out, tuple(like.shape)), True
+    if out.layout.dtype is not like.dtype:
+        out, own = p.cast(like.dtype)(out), True
+    return out, own
+
+
+def _plan(rule: PointwiseRule, g: Tensor, values: list[Any]) -> Any:
+    """Decide the launches: one for all inputs of the full shape, and a reduction for each that was broadcast."""
+    together, alone, passed = [], [], []
+    for i, (like, expression, _) in enumerate(rule.parts):
+        if like.shape != g.layout.shape:
+            alone.append(i)
+        elif expression.is_input(0) and like.dtype is g.layout.dtype:
+            passed.append(i)
+        else:
+            together.append(i)
+    joint = _joint(rule, together, g, values) if together else None
+    reductions = [(i, _reduction(rule, i, g, values)) for i in alone]
+    count = len(rule.parts)
+
+    def run(g: Tensor, values: list[Any]) -> list[Gradient]:
+        out: list[Gradient] = [(g, False)] * count
+        if joint is not None:
+            layouts, launch, needs = joint
+            results = [empty(l, inference=False) for l in layouts]
+            launch(*[t.ptr for t in results], g.ptr, *_addresses(values, needs))
+            for i, t in zip(together, results, strict=True):
+                out[i] = (t, True)
+        for i, (like, launch, needs) in reductions:
+            t = empty(like, inference=False)
+            launch(t.ptr, g.ptr, *_addresses(values, needs))
+            out[i] = (t, True)
+        return out
+
+    return run
+
+
+def _addresses(values: list[Any], needs: tuple[int, ...]) -> list[int | float]:
+    tensors = [values[k].ptr for k in needs if isinstance(values[k], Tensor)]
+    return tensors + [values[k] for k in needs if not isinstance(values[k], Tensor)]
+
+
+def _joint(rule: PointwiseRule, parts: list[int], g: Tensor, values: list[Any]) -> tuple:
+    """One kernel for several gradients: their formulas side by side over the union of what they need."""
+    needs = tuple(sorted({k for i in parts for k in rule.parts[i][2]}))
+
+    def side_by_side(g: Any, *symbols: Any) -> tuple:
+        at = dict(zip(needs, symbols, strict=True))
+        results = []
+        for i in parts:
+            _, expression, own = rule.parts[i]
+            inputs = [g, *[at[k] for k in own]]
+            done = expression.replay(g.trace, inputs)
+            kind, index = expression.results[0]
+            results.append(inputs[index] if kind == "input" else done[index])
+        return tuple(results)
+
+    expression = Expression.of(side_by_side, 1 + len(needs))
+    used = [values[k] for k in needs]
+    likes = [rule.parts[i][0] for i in parts]
+    lowered = expression.lower((operand(g), *map(operand, used)), [like.dtype for like in likes])
+    tensors = [g.layout, *[v.layout for v in used if isinstance(v, Tensor)]]
+    outs = [result_layout(tensors, like.dtype) for like in likes]
+    return outs, pointwise_launch(f"{rule.op.name}_backward", lowered, outs, tensors), needs
+
+
+def _reduction(rule: PointwiseRule, i: int, g: Tensor, values: list[Any]) -> tuple:
+    """The gradient of an input that was broadcast: its formula as the prologue of a sum, so that it is never stored."""
+    like, expression, needs = rule.parts[i]
+    shape = tuple(g.shape)
+    lead = len(shape) - len(like.shape)
+    dims = tuple(d for d in range(len(shape)) if d < lead or (like.shape[d - lead] == 1 and shape[d] != 1))
+    used = [values[k] for k in needs]
+    out = layout(like.dtype, tuple(like.shape), None, compute)
+    launch = reduce_launch(
+        f"{rule.op.name}_backward", "sum", expression, (operand(g), *map(operand, used)),
+        [g.layout, *[v.layout for v in used if isinstance(v, Tensor)]], shape, dims, out,
+    )  # fmt: skip
+    return out, launch, needs
+
+
+# --- formulas ----------------------------------------------------------------------------------------------------------
+def _formulas(rule: FormulaRule, g: Tensor, saved: list[Tensor], numbers: tuple) -> list[Gradient]:
+    named = dict(zip(rule.names, [*saved, *numbers], strict=True))
+    recording = current().record
+    held = {id(g.storage), *(id(t.storage) for t in saved)}
+    out: list[Gradient] = []
+    for like, formula, fast, needs, settings in rule.calls:
+        use = formula if recording or fast is None else fast
+        result = use(g, *[named.get(n) for n in needs], **settings)
+        if result is None:
+            out.append((None, False))
+            continue
+        result, _ = _fit(result, like, False)
+        own = id(result.storage) not in held and result.base is None
+        held.add(id(result.storage))
+        out.append((result, own))
+    return out

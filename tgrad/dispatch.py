@@ -1,0 +1,90 @@
+"""The one path of every op: find its plan, allocate, launch and, if gradients are on and an input needs one, record.
+
+This alone reads the grad mode; all modes run the same kernels and give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tgrad import graph
+from tgrad.modes import current
+from tgrad.tensor import Tensor, empty, make
+
+if TYPE_CHECKING:
+    from tgrad.op import Op
+
+# Plans of one op are dropped together when they are this many: each new shape adds one.
+MAX_PLANS = 4096
+
+
+class Observer(Protocol):
+    """What a profiler is told of each op; `listener` is None while nobody listens."""
+
+    def begin(self, op: str) -> None: ...
+
+    def end(self, op: str) -> None: ...
+
+
+observer: Observer | None = None
+
+
+def dispatch(op: Op, args: Sequence[Any], settings: tuple = ()) -> list[Tensor]:
+    """Run `op` on `args` (tensors, Python numbers or None); returns all its results.
+
+    Raises:
+        What the op's checks raise, before anything is allocated.
+    """
+    if observer is not None:
+        observer.begin(op.name)
+    key = (*[a.layout if isinstance(a, Tensor) else a.__class__ for a in args], *settings)
+    plan = op.plans.get(key)
+    if plan is None:
+        plan = build_plan(op, key, args, settings)
+    mode = current()
+    inference = mode.inference
+    outs = [empty(layout, inference) for layout in plan.outs]
+    plan.launch(*[t.ptr for t in outs], *[a.ptr for a in args if isinstance(a, Tensor)], *numbers(args))  # type: ignore[misc]
+    if mode.record:
+        record(plan, args, outs)
+    if observer is not None:
+        observer.end(op.name)
+    return outs
+
+
+def numbers(args: Sequence[Any]) -> list[int | float]:
+    return [a for a in args if a is not None and not isinstance(a, Tensor)]
+
+
+def build_plan(op: Op, key: tuple, args: Sequence[Any], settings: tuple) -> Any:
+    plan = op.build(args, settings)
+    if len(op.plans) >= MAX_PLANS:
+        op.plans.clear()
+    op.plans[key] = plan
+    return plan
+
+
+def record(plan: Any, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
+    mask, bit = 0, 1
+    for a in args:
+        if isinstance(a, Tensor) and a._requires_grad:
+            mask |= bit
+        bit += bit
+    if mask:
+        rule = plan.rule(mask)
+        if rule is not None:
+            graph.record(outs[0], rule, args, outs)
+
+
+def view(op: Op, x: Tensor, settings: tuple) -> Tensor:
+    """Run a view op: another layout over the same memory, sharing the version counter."""
+    key = (x.layout, *settings)
+    plan = op.plans.get(key)
+    if plan is None:
+        plan = build_plan(op, key, (x,), settings)
+    out = make(plan.outs[0], x.storage, x.ptr + plan.offset, x.version)
+    out.base = x if x.base is None else x.base
+    if x._requires_grad and current().record:
+        record(plan, (x,), (out,))
+    return out

@@ -1,0 +1,339 @@
+"""The backward engine: an iterative walk over the graph, youngest node first.
+
+A node runs once, when all its consumers in the walk have run: they are all younger. Gradients that meet are summed before.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+from tgrad import modes
+from tgrad.backward import gradients
+from tgrad.graph import Node
+from tgrad.inplace import write
+from tgrad.ops import pointwise as p
+from tgrad.tensor import Tensor
+
+_accumulating = threading.RLock()  # concurrent walks may end in one leaf
+_warned_create_graph = False
+
+
+class Walk:
+    """One backward pass.
+
+    Attributes:
+        captured: gradients of the nodes and leaves whose gradient was asked for, by id; None: accumulate into leaves.
+    """
+
+    def __init__(self, retain_graph: bool, create_graph: bool, capture: dict[int, Any] | None, accumulate: bool) -> None:
+        self.retain, self.create = retain_graph, create_graph
+        self.capture = capture
+        self.accumulate = accumulate
+        self.captured: dict[int, Tensor] = {}
+        self.heap: list[int] = []
+        self.pending: dict[int, tuple[Node, Tensor, bool]] = {}
+        self.leaves: dict[int, list] = {}  # id -> [leaf, gradient, own, consumers still to run]
+
+    def run(self, roots: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Walk from `roots`, (tensor, gradient) pairs."""
+        before = modes.current()
+        modes.set_mode(modes.GRAD if self.create else modes.NO_GRAD)
+        try:
+            needed = self._survey([t for t, _ in roots])
+            for t, g in roots:
+                self._send(t.node or t, g, False, needed)
+            for entry in list(self.leaves.values()):
+                self._finish_leaf(entry)
+            while self.heap:
+                self._visit(heappop(self.heap), needed)
+        finally:
+            modes.set_mode(before)
+
+    def _survey(self, roots: Sequence[Tensor]) -> set[int] | None:
+        """Count each leaf's consumers; returns the keys of the nodes that must run, or None for all."""
+        seen: dict[int, Node] = {}
+        stack = [t.node for t in roots if t.node is not None]
+        while stack:
+            node = stack.pop()
+            if node.key not in seen:
+                seen[node.key] = node
+                stack += [e for e in node.edges if e.__class__ is Node and e.key not in seen]
+        needed = None
+        if self.capture is not None:
+            needed = set()
+            for key in sorted(seen, reverse=True):  # oldest first: keys fall with age
+                node = seen[key]
+                if id(node) in self.capture or any(
+                    e.key in needed if e.__class__ is Node else id(e) in self.capture for e in node.edges
+                ):
+                    needed.add(key)
+        for key, node in seen.items():
+            if needed is None or key in needed:
+                for e in node.edges:
+                    if e.__class__ is not Node:
+                        self.leaves.setdefault(id(e), [e, None, False, 0])[3] += 1
+        return needed
+
+    def _send(self, edge: Any, g: Tensor, own: bool, needed: set[int] | None) -> None:
+        """Deliver a gradient to a node or leaf."""
+        if edge.__class__ is Node:
+            if needed is not None and edge.key not in needed:
+                return
+            have = self.pending.get(edge.key)
+            if have is None:
+                self.pending[edge.key] = edge, g, own
+                heappush(self.heap, edge.key)
+            else:
+                self.pending[edge.key] = edge, *self._sum(have[1], have[2], g)
+        else:
+            entry = self.leaves.setdefault(id(edge), [edge, None, False, 0])
+            entry[1], entry[2] = (g, own) if entry[1] is None else self._sum(entry[1], entry[2], g)
+
+    def _sum(self, a: Tensor, own: bool, b: Tensor) -> tuple[Tensor, bool]:
+        """a + b, in a's memory if nobody else holds it."""
+        if own and not self.create and a.layout.contiguous:
+            return write(p.add, a, (a, b)), True
+        return p.add(a, b), True
+
+    def _visit(self, key: int, needed: set[int] | None) -> None:
+        node, g, own = self.pending.pop(key)  # here, so that nobody else holds g while the node runs
+        if node.hooks is not None or node.retains is not None:
+            g, own = _run_hooks(node.hooks, g), False
+            if node.retains is not None:
+                node.retains(g)
+        if self.capture is not None and id(node) in self.capture:
+            self.captured[id(node)] = g
+        if needed is not None and not self._has_needed_edge(node, needed):
+            return
+        results = gradients(node, g)
+        del g
+        if not self.retain:
+            if node.saved:
+                node.saved = None
+        for edge, (gradient, mine) in zip(node.edges, results, strict=True):
+            if edge.__class__ is Node:
+                if gradient is not None:
+                    self._send(edge, gradient, mine, needed)
+            else:
+                if gradient is not None:
+                    self._send(edge, gradient, mine, needed)
+                entry = self.leaves[id(edge)]
+                entry[3] -= 1
+                self._finish_leaf(entry)
+
+    def _has_needed_edge(self, node: Node, needed: set[int]) -> bool:
+        assert self.capture is not None
+        return any(e.key in needed if e.__class__ is Node else id(e) in self.capture for e in node.edges)
+
+    def _finish_leaf(self, entry: list) -> None:
+        leaf, g, own, waiting = entry
+        if waiting or g is None:
+            return
+        entry[1] = None
+        if not leaf._requires_grad:  # switched off since the forward
+            return
+        if leaf.hooks:
+            g, own = _run_hooks(leaf.hooks, g), False
+        if self.capture is not None:
+            if id(leaf) not in self.capture:
+                return
+            self.captured[id(leaf)] = g
+        if self.accumulate:
+            with _accumulating:
+                accumulate(leaf, g, own, self.create)
+
+
+def accumulate(leaf: Tensor, g: Tensor, own: bool, create_graph: bool) -> None:
+    """Add g to `leaf.grad`: in place into an existing one, unless the gradient has a graph of its own."""
+    have = leaf._grad
+    if create_graph:
+        leaf._grad = (g if own else p.clone(g)) if have is None else p.add(have, g)
+        return
+    if have is not None:
+        if have.version is None:  # an inference tensor: it cannot be written here
+            leaf._grad = p.add(have, g)
+        else:
+            write(p.add, have, (have, g))
+        return
+    if own and g.layout.strides == leaf.layout.strides:
+        leaf._grad = g
+    else:
+        leaf._grad = like(leaf, g)
+
+
+def like(leaf: Tensor, g: Tensor) -> Tensor:
+    """A copy of g with the leaf's strides, where those leave no gaps."""
+    from tgrad.layout import may_overlap_itself
+    from tgrad.tensor import empty
+
+    dense = leaf.layout.extent == leaf.layout.numel and not may_overlap_itself(leaf.shape, leaf.layout.strides)
+    if not dense:
+        return p.clone(g)
+    return write(p.copy, empty(leaf.layout, inference=False), (g,))
+
+
+def _run_hooks(hooks: list[Callable] | None, g: Tensor) -> Tensor:
+    for hook in list(hooks or ()):
+        new = hook(g)
+        if new is None:
+            continue
+        if not isinstance(new, Tensor):
+            raise TypeError(f"expected Variable, but hook returned '{type(new).__name__}'")
+        if new.layout.shape != g.layout.shape:
+            raise RuntimeError(f"hook '{getattr(hook, '__name__', hook)}' has changed the size of value")
+        if new.layout.dtype is not g.layout.dtype:
+            raise RuntimeError(f"hook '{getattr(hook, '__name__', hook)}' has changed the type of value")
+        g = new
+    return g
+
+
+# --- what users call -------------------------------------------------------------------------------------------------
+Tensors = Tensor | Sequence[Tensor]
+
+
+def backward(
+    tensors: Tensors,
+    grad_tensors: Tensor | Sequence[Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Tensors | None = None,
+) -> None:
+    """Accumulate the gradients of `tensors` into the leaves' `.grad` (or into those of `inputs` alone).
+
+    Args:
+        tensors: roots.
+        grad_tensors: the gradient of each root, of its shape; None for roots of one element means 1.
+        retain_graph: keep what nodes saved; by default, if `create_graph`.
+        create_graph: record the backward pass, so that gradients can be differentiated.
+        inputs: accumulate into these only, and run only what leads to them.
+
+    Raises:
+        RuntimeError: PyTorch's errors, such as a root without a graph, a gradient of another shape, a freed graph.
+    """
+    roots = _tuple(tensors)
+    given = (None,) * len(roots) if grad_tensors is None else _tuple(grad_tensors)
+    if len(given) != len(roots):
+        raise RuntimeError(f"got {len(roots)} tensors and {len(given)} gradients")
+    targets = None if inputs is None else _tuple(inputs)
+    if targets == ():
+        raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
+    pairs = _seed(roots, given)
+    retain = create_graph if retain_graph is None else retain_graph
+    if create_graph:
+        _warn_create_graph()
+    if targets is None:
+        Walk(retain, create_graph, None, accumulate=True).run(pairs)
+        return
+    for t in targets:
+        if not t._requires_grad:
+            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+    walk = Walk(retain, create_graph, {id(t.node or t): t for t in targets}, accumulate=True)
+    walk.run(pairs)
+    for t in targets:
+        if t.node is not None and id(t.node) in walk.captured:
+            with _accumulating:
+                accumulate(t, walk.captured[id(t.node)], False, create_graph)
+
+
+def grad(
+    outputs: Tensors,
+    inputs: Any,
+    grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> Any:
+    """The gradients of `outputs` with respect to `inputs`, as a tuple; `.grad` is not touched.
+
+    Raises:
+        RuntimeError: PyTorch's errors; among them an input that the outputs do not depend on, unless `allow_unused`.
+    """
+    if isinstance(inputs, dict):
+        names = list(inputs)
+        found = grad(
+            outputs, [inputs[n] for n in names], grad_outputs, retain_graph, create_graph, only_inputs, allow_unused,
+            is_grads_batched, materialize_grads,
+        )  # fmt: skip
+        return dict(zip(names, found, strict=True))
+    if is_grads_batched:
+        raise NotImplementedError("autograd.grad: is_grads_batched needs vmap, which tgrad does not have: loop over the batch")
+    if materialize_grads and allow_unused is False:
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
+        )
+    roots, targets = _tuple(outputs), _tuple(inputs)
+    given = (None,) * len(roots) if grad_outputs is None else _tuple(grad_outputs)
+    if not targets:
+        raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
+    if len(given) < len(roots):
+        raise RuntimeError(f"got {len(roots)} tensors and {len(given)} gradients")
+    for t in targets:
+        if not t._requires_grad:
+            raise RuntimeError("One of the differentiated Tensors does not require grad")
+    pairs = _seed(roots, given)
+    retain = create_graph if retain_graph is None else retain_graph
+    walk = Walk(retain, create_graph, {id(t.node or t): t for t in targets}, accumulate=False)
+    walk.run(pairs)
+    results: list[Tensor | None] = []
+    for i, t in enumerate(targets):
+        g = walk.captured.get(id(t.node or t))
+        if g is None and materialize_grads:
+            from tgrad.ops.creation import zeros_like
+
+            g = zeros_like(t)
+        if g is None and not allow_unused:
+            raise RuntimeError(
+                f"The differentiated Tensor at index {i} appears to not have been used in the graph. Set allow_unused=True if "
+                "this is the desired behavior."
+            )
+        results.append(g)
+    return tuple(results)
+
+
+def _tuple(tensors: Any) -> tuple:
+    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+
+
+def _seed(roots: tuple[Tensor, ...], given: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    from tgrad.ops.creation import ones_like
+
+    pairs = []
+    for i, (t, g) in enumerate(zip(roots, given, strict=False)):
+        if not t._requires_grad:
+            raise RuntimeError(f"element {i} of tensors does not require grad and does not have a grad_fn")
+        if g is None:
+            if t.numel() != 1:
+                raise RuntimeError("grad can be implicitly created only for scalar outputs")
+            with modes.no_grad():
+                g = ones_like(t)
+        elif not isinstance(g, Tensor):
+            raise TypeError(f"gradients can be either Tensors or None, but got {type(g).__name__}")
+        elif g.layout.shape != t.layout.shape:
+            raise RuntimeError(
+                f"Mismatch in shape: grad_output[{i}] has a shape of {g.shape} and output[{i}] has a shape of {t.shape}."
+            )
+        if g.layout.dtype is not t.layout.dtype:
+            g = p.cast(t.layout.dtype)(g)
+        pairs.append((t, g))
+    return pairs
+
+
+def _warn_create_graph() -> None:
+    global _warned_create_graph
+    if not _warned_create_graph:
+        _warned_create_graph = True
+        warnings.warn(
+            "Using backward() with create_graph=True will create a reference cycle between the parameter and its gradient "
+            "which can cause a memory leak. We recommend using autograd.grad when creating the graph to avoid this. If you "
+            "have to use this function, make sure to reset the .grad fields of your parameters to None after use to break the "
+            "cycle and avoid the leak.",
+            UserWarning,
+            stacklevel=3,
+        )

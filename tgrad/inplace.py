@@ -1,0 +1,167 @@
+"""Writing in place: refusals, the version counter, and the history of what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tgrad import dispatch as path
+from tgrad import dtypes
+from tgrad.dtypes import can_cast
+from tgrad.expression import Expression
+from tgrad.layout import broadcast_shapes, may_overlap_itself
+from tgrad.modes import Mode, current
+from tgrad.op import Plan, Pointwise, check_devices, operand, pointwise_launch
+from tgrad.tensor import Tensor, empty
+
+
+def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
+    """Run a pointwise `op` on `args`, storing its result in `target`, which gets a new version and, if recorded, a node.
+
+    `target` may be among `args`.
+
+    Raises:
+        RuntimeError: the write is refused, before anything is written.
+    """
+    mode = current()
+    recording = mode.record and (target._requires_grad or any(isinstance(a, Tensor) and a._requires_grad for a in args))
+    refuse(target, mode, recording)
+    key = (target.layout, *[a.layout if isinstance(a, Tensor) else a.__class__ for a in args], "in place")
+    plan = op.plans.get(key)
+    if plan is None:
+        plan = path.build_plan(_InPlace(op, target), key, args, ())
+        op.plans[key] = plan
+    if path.observer is not None:
+        path.observer.begin(op.name + "_")
+    args = [_apart(a, target) for a in args]
+    before = [_as_it_was(a, target, plan, args) for a in args] if recording else args
+    plan.launch(target.ptr, *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))  # type: ignore[misc]
+    if target.version is not None:
+        target.version.value += 1
+    if recording:
+        path.record(plan, before, (target,))
+    if path.observer is not None:
+        path.observer.end(op.name + "_")
+    return target
+
+
+def refuse(target: Tensor, mode: Mode, recording: bool) -> None:
+    """Refuse what PyTorch refuses.
+
+    Raises:
+        RuntimeError: a leaf that requires grad, or a view of one, in grad mode; an inference tensor outside inference mode.
+    """
+    if mode.record and target._requires_grad and target.node is None:
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    base = target.base
+    if mode.record and base is not None and base._requires_grad and base.node is None:
+        raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+    if target.version is None and not mode.inference:
+        raise RuntimeError(
+            "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone to get a normal "
+            "tensor before doing inplace update. See https://github.com/pytorch/rfcs/pull/17 for more details."
+        )
+    if recording and base is not None:
+        raise NotImplementedError(
+            f"an in-place write on a view of a tensor of shape {tuple(base.shape)} cannot be recorded yet: write to the "
+            "base, or compute a new tensor"
+        )
+
+
+def _apart(a: Any, target: Tensor) -> Any:
+    """`a`, or a copy of it where it overlaps the target in another layout: a kernel would read what it has written."""
+    if not isinstance(a, Tensor) or a.storage is not target.storage:
+        return a
+    if a.ptr == target.ptr and a.layout.shape == target.layout.shape and a.layout.strides == target.layout.strides:
+        return a
+    end = lambda t: t.ptr + t.layout.extent * t.layout.dtype.itemsize  # noqa: E731
+    if end(a) <= target.ptr or end(target) <= a.ptr:
+        return a
+    raise RuntimeError(
+        "unsupported operation: some elements of the input tensor and the written-to tensor refer to a single memory "
+        "location. Please clone() the tensor before performing the operation."
+    )
+
+
+def _as_it_was(a: Any, target: Tensor, plan: Plan, args: Sequence[Any]) -> Any:
+    """The operand as the graph shall know it: if it is the target, and a gradient needs its old value, a copy of that."""
+    if not isinstance(a, Tensor) or a.ptr != target.ptr or a.layout is not target.layout:
+        return a
+    mask = sum(1 << i for i, x in enumerate(args) if isinstance(x, Tensor) and x._requires_grad)
+    rule = plan.rule(mask)
+    index = next(i for i, x in enumerate(args) if x is a)
+    if rule is None or not any(k == index for k, _ in rule.saves):
+        return a
+    old = empty(target.layout, inference=False)
+    if target.layout.extent:
+        old.storage.copy_range(target.storage, target.ptr - target.storage.ptr, old.storage.nbytes)
+    old.node, old._requires_grad = a.node, a._requires_grad
+    return old
+
+
+class _InPlace:
+    """Builds the plan of an op whose result goes into `target`."""
+
+    def __init__(self, op: Pointwise, target: Tensor) -> None:
+        self.op, self.target, self.plans = op, target, {}  # type: ignore[var-annotated]
+
+    def build(self, args: Sequence[Any], settings: tuple) -> Plan:
+        op, target = self.op, self.target
+        name = op.name + "_"
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        check_devices(name, [target, *tensors])
+        if op.check is not None:
+            op.check([a.layout.dtype if isinstance(a, Tensor) else dtypes.of_number(a) for a in args])
+        into = target.layout
+        shape = broadcast_shapes(tuple(into.shape), *(tuple(t.shape) for t in tensors))
+        if shape != into.shape:
+            raise RuntimeError(f"output with shape {list(into.shape)} doesn't match the broadcast shape {list(shape)}")
+        if may_overlap_itself(into.shape, into.strides) and tensors:
+            raise RuntimeError(
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+                "Please clone() the tensor before performing the operation."
+            )
+        operands = tuple(operand(a) for a in args)
+        natural = op.expression.lower(operands, [None]).results[0]
+        if op.name != "copy" and not can_cast(natural, into.dtype):
+            raise RuntimeError(f"result type {natural.legacy} can't be cast to the desired output type {into.dtype.legacy}")
+        lowered = op.expression.lower(operands, [into.dtype])
+        launch = pointwise_launch(name, lowered, (into,), [t.layout for t in tensors])
+        kinds = [isinstance(a, Tensor) for a in args]
+        layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
+        return Plan((into,), launch, lambda mask: op.rule(mask, kinds, layouts, into))
+
+
+def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[Any]) -> None:
+    """Set `targets` to `function(*args)`, a tuple of as many new values, in one kernel: an optimiser's step.
+
+    Nothing is recorded and no leaf refused; versions count the write.
+
+    Args:
+        function: takes a symbol for each of `args` (tensors of one shape, and numbers); its identity keys the plans.
+    """
+    key = (function, *[t.layout for t in targets], *[a.layout if isinstance(a, Tensor) else a.__class__ for a in args])
+    launch = _updates.get(key)
+    if launch is None:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        check_devices(name, [*targets, *tensors])
+        shape = targets[0].layout.shape
+        for t in (*targets, *tensors):
+            if t.layout.shape != shape:
+                raise RuntimeError(f"{name}: expected tensors of shape {tuple(shape)}, got one of {tuple(t.layout.shape)}")
+        lowered = Expression.of(function, len(args)).lower(tuple(map(operand, args)), [t.layout.dtype for t in targets])
+        launch = pointwise_launch(name, lowered, [t.layout for t in targets], [t.layout for t in tensors])
+        if len(_updates) >= path.MAX_PLANS:
+            _updates.clear()
+        _updates[key] = launch
+    if path.observer is not None:
+        path.observer.begin(name)
+    launch(*[t.ptr for t in targets], *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))
+    for t in targets:
+        if t.version is not None:
+            t.version.value += 1
+    if path.observer is not None:
+        path.observer.end(name)
+
+
+_updates: dict[tuple, Any] = {}

@@ -1,0 +1,190 @@
+"""Grad modes: thread-local state, and the context managers and decorators that set it.
+
+The state is one immutable `Mode` in one `ContextVar`: a new thread starts with the default, asyncio tasks do not leak
+into one another, and a read costs nanoseconds. `dispatch` alone reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+
+class Mode:
+    """What results are. `record`: an op whose inputs need a gradient makes a node."""
+
+    __slots__ = ("grad", "inference", "record")
+
+    def __init__(self, grad: bool, inference: bool) -> None:
+        self.grad = grad
+        self.inference = inference
+        self.record = grad and not inference
+
+    def __repr__(self) -> str:
+        return f"Mode(grad={self.grad}, inference={self.inference})"
+
+
+GRAD, NO_GRAD = Mode(True, False), Mode(False, False)
+INFERENCE, INFERENCE_GRAD = Mode(False, True), Mode(True, True)
+
+_mode: ContextVar[Mode] = ContextVar("tgrad_mode", default=GRAD)
+current: Callable[[], Mode] = _mode.get
+set_mode = _mode.set
+
+
+def is_grad_enabled() -> bool:
+    """Whether grad mode is on in this thread."""
+    return current().grad
+
+
+def is_inference_mode_enabled() -> bool:
+    """Whether inference mode is on in this thread."""
+    return current().inference
+
+
+def _with_grad(enabled: bool) -> Mode:
+    if current().inference:
+        return INFERENCE_GRAD if enabled else INFERENCE
+    return GRAD if enabled else NO_GRAD
+
+
+class _ModeContext:
+    """A context manager and decorator; one object may be entered again while it is entered."""
+
+    def __init__(self) -> None:
+        self._before: list[Mode] = []
+
+    def _target(self) -> Mode:
+        raise NotImplementedError
+
+    def _fresh(self) -> _ModeContext:
+        return type(self)()
+
+    def __enter__(self) -> None:
+        self._before.append(current())
+        set_mode(self._target())
+
+    def __exit__(self, *exception: object) -> None:
+        set_mode(self._before.pop())
+
+    def __call__(self, function: Callable) -> Callable:
+        return _decorate(function, self._fresh)
+
+
+def _decorate(function: Any, fresh: Callable[[], _ModeContext]) -> Callable:
+    """`function` run in a context of its own at each call; a generator, at each resumption."""
+    if inspect.isgeneratorfunction(function):
+        return _decorate_generator(function, fresh)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with fresh():
+            return function(*args, **kwargs)
+
+    return functools.wraps(function)(call) if callable(function) else call
+
+
+def _decorate_generator(function: Any, fresh: Callable[[], _ModeContext]) -> Callable:
+    @functools.wraps(function)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        generator = function(*args, **kwargs)
+        try:
+            with fresh():
+                value = generator.send(None)
+            while True:
+                try:
+                    got = yield value
+                except GeneratorExit:
+                    with fresh():
+                        generator.close()
+                    raise
+                except BaseException as error:
+                    with fresh():
+                        value = generator.throw(error)
+                else:
+                    with fresh():
+                        value = generator.send(got)
+        except StopIteration as stop:
+            return stop.value
+
+    return generate
+
+
+class _NoParentheses(_ModeContext):
+    """Also `@no_grad` without parentheses."""
+
+    def __new__(cls, function: Callable | None = None) -> Any:
+        if function is None:
+            return super().__new__(cls)
+        return _decorate(function, cls)
+
+    def __init__(self, function: Callable | None = None) -> None:
+        super().__init__()
+
+
+class no_grad(_NoParentheses):
+    """Turn recording off: results do not require grad and keep nothing for backward."""
+
+    def _target(self) -> Mode:
+        return _with_grad(False)
+
+
+class enable_grad(_NoParentheses):
+    """Turn recording on, also inside `no_grad`."""
+
+    def _target(self) -> Mode:
+        return _with_grad(True)
+
+
+class set_grad_enabled(_ModeContext):
+    """Turn recording on or off. Acts at once when called; as a context manager, until the block's end.
+
+    Raises:
+        TypeError: mode is not a bool.
+    """
+
+    def __init__(self, mode: bool) -> None:
+        if not isinstance(mode, bool):
+            raise TypeError(f"set_grad_enabled(): argument 'mode' must be bool, not {type(mode).__name__}")
+        super().__init__()
+        self.mode = mode
+        self._at_construction = current()
+        set_mode(_with_grad(mode))
+
+    def _target(self) -> Mode:
+        return _with_grad(self.mode)
+
+    def _fresh(self) -> _ModeContext:
+        return enable_grad() if self.mode else no_grad()
+
+    def __enter__(self) -> None:
+        self._before.append(self._at_construction)
+        set_mode(self._target())
+
+    def __call__(self, function: Callable) -> Callable:
+        set_mode(self._at_construction)  # decorating is not calling: the mode is as it was
+        return super().__call__(function)
+
+    def __repr__(self) -> str:
+        return f"torch.autograd.grad_mode.set_grad_enabled(mode={self.mode})"
+
+
+class inference_mode(_ModeContext):
+    """Results are inference tensors: no graph, no version counter. `inference_mode(False)` leaves it, with grad on."""
+
+    def __new__(cls, mode: bool | Callable = True) -> Any:
+        if isinstance(mode, bool):
+            return super().__new__(cls)
+        return _decorate(mode, cls)
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def _target(self) -> Mode:
+        return INFERENCE if self.mode else GRAD
+
+    def _fresh(self) -> _ModeContext:
+        return inference_mode(self.mode)

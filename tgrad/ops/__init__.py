@@ -1,0 +1,1 @@
+"""The op table: what tgrad computes, by theme."""

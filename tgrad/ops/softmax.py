@@ -1,0 +1,233 @@
+"""Softmax, log-softmax and cross-entropy: fused kernels, with composed twins that can be differentiated again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tgrad import dtypes
+from tgrad.device import compute
+from tgrad.expression import Expression
+from tgrad.kernels.launch import Launch
+from tgrad.kernels.softmax import prepare_rows
+from tgrad.layout import Layout, broadcast_strides, collapse, layout, numel, wrap_dim
+from tgrad.op import Kernel
+from tgrad.ops import pointwise as p
+from tgrad.ops.reduce import reduce_launch, sum_op
+from tgrad.ops.views import reshape
+from tgrad.storage import Storage
+from tgrad.tensor import Tensor
+
+COPY = Expression.of(lambda x: x, 1)
+
+
+def _rows(dim: int, operands: Sequence[Layout]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The dimensions other than `dim`, collapsed over all operands."""
+    shape = operands[0].shape
+    others = [d for d in range(len(shape)) if d != dim]
+    return collapse([shape[d] for d in others], [[o.strides[d] for d in others] for o in operands])
+
+
+def _row_launch(name: str, dim: int, operands: Sequence[Layout], constants: dict[str, bool]) -> Launch:
+    """A row kernel over operands of one shape."""
+    shape = operands[0].shape
+    sizes, strides = _rows(dim, operands)
+    n = shape[dim]
+    return prepare_rows(
+        name, tuple(o.dtype.triton for o in operands), numel(sizes), n, (), sizes, strides,
+        tuple(o.strides[dim] for o in operands), constants,
+        accumulator=dtypes.accumulator(operands[0].dtype).triton,
+        aligned=all(o.aligned for o in operands), wide=max(o.extent for o in operands) >= 2**31,
+    )  # fmt: skip
+
+
+def _build(log: bool) -> object:
+    def build(x: Tensor, dim: int) -> tuple[list[Layout], Launch | None]:
+        name = "log_softmax" if log else "softmax"
+        if not x.dtype.is_floating_point:
+            raise RuntimeError(f"{name}: not implemented for {x.dtype!r}: convert the input first, as in x.float()")
+        out = layout(x.dtype, tuple(x.shape), None, compute)
+        flat = [_at_least_1d(t) for t in (out, x.layout)]
+        return [out], _row_launch("softmax", dim, flat, {"LOG": log}) if out.numel else None
+
+    return build
+
+
+def _at_least_1d(x: Layout) -> Layout:
+    return x if x.shape else layout(x.dtype, (1,), None, compute, x.aligned)
+
+
+def _build_backward(log: bool) -> object:
+    def build(g: Tensor, out: Tensor, dim: int) -> tuple[list[Layout], Launch | None]:
+        dx = layout(out.dtype, tuple(out.shape), None, compute)
+        operands = [_at_least_1d(t) for t in (dx, g.layout, out.layout)]
+        return [dx], _row_launch("softmax_backward", dim, operands, {"LOG": log}) if dx.numel else None
+
+    return build
+
+
+_log_softmax_backward = Kernel("log_softmax_backward", ("g", "out"), _build_backward(True), {}, settings=("dim",))  # type: ignore[arg-type]
+_softmax_backward = Kernel("softmax_backward", ("g", "out"), _build_backward(False), {}, settings=("dim",))  # type: ignore[arg-type]
+
+
+def _total(x: Tensor, dim: int) -> Tensor:
+    return sum_op(x, dims=(dim,) if x.ndim else (), keepdim=True, out_dtype=x.dtype)
+
+
+log_softmax_op = Kernel(
+    "log_softmax", ("x",), _build(True),  # type: ignore[arg-type]
+    {"x": lambda g, out, *, dim: g - p.exp(out) * _total(g, dim)}, settings=("dim",),
+    fast={"x": lambda g, out, *, dim: _log_softmax_backward(g, out, dim=dim)},
+)  # fmt: skip
+softmax_op = Kernel(
+    "softmax", ("x",), _build(False),  # type: ignore[arg-type]
+    {"x": lambda g, out, *, dim: (g - _total(g * out, dim)) * out}, settings=("dim",),
+    fast={"x": lambda g, out, *, dim: _softmax_backward(g, out, dim=dim)},
+)  # fmt: skip
+
+
+def log_softmax(x: Tensor, dim: int, dtype: dtypes.dtype | None = None) -> Tensor:
+    """log(softmax(x)) along `dim`, without overflow; converts to `dtype` first if given."""
+    x = x if dtype is None or dtype is x.dtype else p.cast(dtype)(x)
+    return log_softmax_op(x, dim=wrap_dim(dim, x.ndim))
+
+
+def softmax(x: Tensor, dim: int, dtype: dtypes.dtype | None = None) -> Tensor:
+    """exp(x) / sum(exp(x)) along `dim`, without overflow; converts to `dtype` first if given."""
+    x = x if dtype is None or dtype is x.dtype else p.cast(dtype)(x)
+    return softmax_op(x, dim=wrap_dim(dim, x.ndim))
+
+
+# --- cross-entropy -------------------------------------------------------------------------------------------------------
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction: str) -> tuple[list[Layout], Launch]:
+    """Results: the loss, and the number of rows that count."""
+    rows_shape = tuple(target.shape)
+    m, n = target.numel(), x.shape[-1]
+    accumulator = dtypes.accumulator(x.dtype)
+    per_row = layout(accumulator, rows_shape, None, compute)
+    count = layout(accumulator, (), None, compute)
+    kept = layout(accumulator, rows_shape, None, compute)
+    out = layout(x.dtype, rows_shape if reduction == "none" else (), None, compute)
+    sizes, strides = collapse(rows_shape, [x.layout.strides[:-1], target.layout.strides])
+    rows = prepare_rows(
+        "cross_entropy", (accumulator.triton, accumulator.triton, x.dtype.triton, target.dtype.triton), m, n, (ignore_index,),
+        sizes, strides, (x.layout.strides[-1],), {}, accumulator=accumulator.triton,
+        aligned=x.layout.aligned and target.layout.aligned, wide=max(x.layout.extent, target.layout.extent) >= 2**31,
+    ) if m else None  # fmt: skip
+    operand = ((accumulator, dtypes.TENSOR),)
+    dims = tuple(range(len(rows_shape)))
+    total = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [kept], rows_shape, dims, count)
+    if reduction == "none":
+        from tgrad.op import pointwise_launch
+
+        finish = pointwise_launch("cross_entropy_cast", COPY.lower(operand, [x.dtype]), [out], [per_row])
+    elif reduction == "sum":
+        finish = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, out)
+    else:
+        mean = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, count)
+        from tgrad.op import pointwise_launch
+
+        ratio = Expression.of(lambda a, b: p.div(a, b), 2).lower(operand * 2, [x.dtype])
+        divide = pointwise_launch("cross_entropy_mean", ratio, [out], [count, count])
+
+        def finish(to: int, losses: int, counted: int = 0) -> None:
+            scratch = Storage(accumulator.itemsize, compute)
+            mean(scratch.ptr, losses)
+            divide(to, scratch.ptr, counted)
+
+    def launch(to: int, counted: int, logits: int, classes: int) -> None:
+        scratch = Storage(2 * m * accumulator.itemsize, compute)
+        losses, flags = scratch.ptr, scratch.ptr + m * accumulator.itemsize
+        if rows is not None:
+            rows(losses, flags, logits, classes)
+        total(counted, flags)
+        if reduction == "mean":
+            finish(to, losses, counted)
+        else:
+            finish(to, losses)
+
+    return [out, count], launch
+
+
+def _build_cross_entropy_backward(
+    g: Tensor, x: Tensor, target: Tensor, count: Tensor, ignore_index: int, reduction: str
+) -> tuple[list[Layout], Launch | None]:
+    dx = layout(x.dtype, tuple(x.shape), None, compute)
+    rows_shape = tuple(target.shape)
+    g_strides = broadcast_strides(tuple(g.shape), g.layout.strides, rows_shape)
+    sizes, strides = collapse(rows_shape, [dx.strides[:-1], g_strides, x.layout.strides[:-1], target.layout.strides])
+    launch = prepare_rows(
+        "cross_entropy_backward", tuple(t.dtype.triton for t in (x, g, x, target, count)), target.numel(), x.shape[-1],
+        (ignore_index,), sizes, strides, (dx.strides[-1], x.layout.strides[-1]), {"MEAN": reduction == "mean"},
+        accumulator=dtypes.accumulator(x.dtype).triton, aligned=all(t.layout.aligned for t in (g, x, target)),
+        wide=x.layout.extent >= 2**31,
+    ) if dx.numel else None  # fmt: skip
+    return [dx], launch
+
+
+_cross_entropy_backward = Kernel(
+    "cross_entropy_backward", ("g", "input", "target", "count"), _build_cross_entropy_backward, {},
+    settings=("ignore_index", "reduction"),
+)  # fmt: skip
+
+
+def _cross_entropy_grad(g: Tensor, input: Tensor, target: Tensor, count: Tensor, *, ignore_index: int, reduction: str) -> Tensor:
+    """(softmax - one_hot) * g in recorded maths."""
+    from tgrad.ops.creation import arange
+
+    if reduction == "mean":
+        g = g / count
+    rows = reshape(target, (*target.shape, 1))
+    hot = p.eq(arange(input.shape[-1], dtype=target.dtype), rows)
+    difference = softmax(input, -1) - p.cast(input.dtype)(hot)
+    g = reshape(g, (*target.shape, 1)) if reduction == "none" else g
+    return p.where(p.eq(rows, ignore_index), 0, difference * g)
+
+
+cross_entropy_op = Kernel(
+    "cross_entropy", ("input", "target"), _build_cross_entropy, {"input": _cross_entropy_grad},
+    settings=("ignore_index", "reduction"), results=("out", "count"), grad_name="NllLoss",
+    fast={"input": lambda g, input, target, count, *, ignore_index, reduction: _cross_entropy_backward(
+        g, input, target, count, ignore_index=ignore_index, reduction=reduction)},
+)  # fmt: skip
+
+
+def cross_entropy(input: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """-log(softmax(input))[target]: input (N, C), (C,) or (N, C, d1, ...), target (N,), () or (N, d1, ...) of class indices.
+
+    Keeps input, target and one number. On the CPU a class out of range raises; on a GPU its loss is nan.
+
+    Raises:
+        RuntimeError, ValueError: shapes or dtypes do not fit. IndexError: a class is out of range (CPU).
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor):
+        wrong = input if not isinstance(input, Tensor) else target
+        raise TypeError(f"cross_entropy: expected two Tensors, got {type(wrong).__name__}")
+    if not input.dtype.is_floating_point:
+        raise RuntimeError(f"cross_entropy: not implemented for {input.dtype!r}: convert the input first, as in x.float()")
+    if target.dtype not in (dtypes.int64, dtypes.uint8):
+        raise RuntimeError(f"cross_entropy: expected scalar type Long but found {target.dtype.legacy}: class indices are int64")
+    if input.ndim == 0:
+        raise RuntimeError("cross_entropy: input must have at least one dimension, the classes")
+    classes = 0 if input.ndim == 1 else 1
+    expected = tuple(n for d, n in enumerate(input.shape) if d != classes)
+    if tuple(target.shape) != expected:
+        if input.ndim > 1 and target.ndim and input.shape[0] != target.shape[0]:
+            raise ValueError(f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]}).")
+        raise RuntimeError(f"cross_entropy: expected target shape {expected} for input shape {tuple(input.shape)}, got {tuple(target.shape)}")
+    if compute.type == "cpu" and target.numel():
+        _check_classes(target, input.shape[classes], ignore_index)
+    if classes != input.ndim - 1:
+        input = input.permute(*(d for d in range(input.ndim) if d != classes), classes)
+    return cross_entropy_op(input, target, ignore_index=int(ignore_index), reduction=reduction)
+
+
+def _check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
+    values = target._values()
+    wrong = values[((values < 0) | (values >= classes)) & (values != ignore_index)]
+    if wrong.size:
+        raise IndexError(f"Target {int(wrong.flat[0])} is out of bounds: there are {classes} classes.")
