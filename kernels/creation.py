@@ -1,7 +1,7 @@
 """Kernels that make values from nothing: ranges, the identity matrix, random numbers.
 
-Random numbers are Philox4x32-10 (Salmon et al., SC 2011) of (seed, offset): element i of a draw is a function of the seed
-and offset + i alone, so the same seed gives the same draw on a CPU and on a GPU, in whatever tiles.
+Random numbers are Philox4x32-10 (Salmon et al., SC 2011) of (seed, offset): element i of a draw is a function of the
+seed and offset + i alone, so the same seed gives the same draw on a CPU and on a GPU, in whatever tiles.
 """
 
 from __future__ import annotations
@@ -77,8 +77,11 @@ KERNELS = {"arange": arange, "eye": eye, "uniform": uniform, "normal": normal, "
 
 
 @functools.lru_cache(maxsize=1024)
-def prepare_creation(name: str, out: str, pointers: tuple[str, ...], scalars: tuple[str, ...], n: int, *sizes: int) -> Launch:
-    """A launch of one of KERNELS over `n` elements; takes the addresses of the result and the operands, then the scalars.
+def prepare_creation(
+    name: str, out: str, pointers: tuple[str, ...], scalars: tuple[str, ...], n: int, *sizes: int
+) -> Launch:
+    """A launch of one of KERNELS over `n` elements; takes the addresses of the result and the operands, then the
+    scalars.
 
     Args:
         out: Triton type of the result; `pointers`: of the operands; `scalars`: of the run-time numbers.

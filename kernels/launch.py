@@ -60,7 +60,8 @@ def prepare(
     """A launch of `kernel` with all but its leading arguments fixed.
 
     Args:
-        kernel: a `@triton.jit` function whose parameters are, in order, the run-time ones, the fixed ones and constants.
+        kernel: a `@triton.jit` function whose parameters are, in order, the run-time ones, the fixed ones and
+            constants.
         grid: number of programs, one to three dimensions.
         runtime: a Triton type ("*fp32", "fp32", "i64", ...) or a tuple of them for each run-time parameter.
         fixed: the value of each fixed parameter: an int or a nested tuple of ints.
@@ -106,7 +107,19 @@ def compile(
     static = [v if isinstance(v, Static) else _type(v) for v in _leaves(fixed)]
     divisible = tuple(type(v) is int and v % 16 == 0 for v in fixed)
     target = COMPILE_ONLY or triton.runtime.driver.active.get_current_target()
-    key = (kernel, runtime, _shape(fixed), tuple(static), divisible, *constexprs.values(), warps, stages, aligned, contract, target)
+    key = (
+        kernel,
+        runtime,
+        _shape(fixed),
+        tuple(static),
+        divisible,
+        *constexprs.values(),
+        warps,
+        stages,
+        aligned,
+        contract,
+        target,
+    )
     found = _compiled.get(key)
     if found is not None:
         return found

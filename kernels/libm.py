@@ -19,7 +19,9 @@ if INTERPRET:
     from tgrad.kernels.interpret import elementwise
 
     def _erf_table(step: float, last: float, terms: int) -> np.ndarray:
-        """Taylor coefficients of erf at multiples of `step`: erf's derivatives are Hermite polynomials times a Gaussian."""
+        """Taylor coefficients of erf at multiples of `step`: erf's derivatives are Hermite polynomials times a
+        Gaussian.
+        """
         at = np.arange(0, last + step, step)
         gauss = 2 / math.sqrt(math.pi) * np.exp(-at * at)
         before, hermite = np.zeros_like(at), np.ones_like(at)

@@ -42,8 +42,12 @@ def matmul(
     acc = tl.zeros((BM, BN), dtype=TYPE)
     for start in range(0, K, BK):
         k = start + k0
-        x = tl.load(a + (m[:, None] * stride_am + k[None, :] * stride_ak), mask=(m[:, None] < M) & (k[None, :] < K), other=0)
-        y = tl.load(b + (k[:, None] * stride_bk + n[None, :] * stride_bn), mask=(k[:, None] < K) & (n[None, :] < N), other=0)
+        x = tl.load(
+            a + (m[:, None] * stride_am + k[None, :] * stride_ak), mask=(m[:, None] < M) & (k[None, :] < K), other=0
+        )
+        y = tl.load(
+            b + (k[:, None] * stride_bk + n[None, :] * stride_bn), mask=(k[:, None] < K) & (n[None, :] < N), other=0
+        )
         acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=TYPE)
     mask = (m[:, None] < M) & (n[None, :] < N)
     values = (acc,)
@@ -59,8 +63,8 @@ def tile(m: int, n: int, k: int, itemsize: int) -> tuple[int, int, int, int, int
     """(BM, BN, BK, warps, stages).
 
     Interpreter: the whole product at once up to 2^20 elements a block. GPU: half types as Inductor's persistent list
-    begins (128x256x64 needs subtiling for the epilogue, so 128x128x64), float32 in three tf32 products 128x128x32 with 8
-    warps (4 spill), float64 small tiles; smaller ones for matrices that do not fill them.
+    begins (128x256x64 needs subtiling for the epilogue, so 128x128x64), float32 in three tf32 products 128x128x32 with
+    8 warps (4 spill), float64 small tiles; smaller ones for matrices that do not fill them.
     """
     if INTERPRET:
         bm, bn, bk = (max(2, triton.next_power_of_2(size)) for size in (m, n, k))  # it takes a block of 1 for a scalar

@@ -55,13 +55,14 @@ def fold(x, AXIS: tl.constexpr, KIND: tl.constexpr):
 @triton.jit
 def reduce(
     outs, ins, scalars, M, N, CHUNK, kept_shape, reduced_shape, kept_strides, reduced_strides,
-    PROGRAM: tl.constexpr, NUMBERS: tl.constexpr, EPILOGUE: tl.constexpr, KIND: tl.constexpr, IDENTITY: tl.constexpr, TYPE: tl.constexpr,
+    PROGRAM: tl.constexpr, NUMBERS: tl.constexpr, EPILOGUE: tl.constexpr, KIND: tl.constexpr, IDENTITY: tl.constexpr,
+        TYPE: tl.constexpr,
     KEPT: tl.constexpr, REDUCED: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Each program reduces, for BM of the M results, CHUNK of the N elements that belong to each.
 
-    PROGRAM maps the operands and the first NUMBERS scalars to a value of type TYPE; EPILOGUE maps the total and the other
-    scalars to what is stored. With several chunks, chunk k of result m is stored at k * M + m.
+    PROGRAM maps the operands and the first NUMBERS scalars to a value of type TYPE; EPILOGUE maps the total and the
+    other scalars to what is stored. With several chunks, chunk k of result m is stored at k * M + m.
     """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     if WIDE:
@@ -72,7 +73,7 @@ def reduce(
         for i in tl.static_range(len(ins)):
             row = row + (offset(kept, kept_strides[i], KEPT),)
     else:
-        for i in tl.static_range(len(ins)):
+        for _ in tl.static_range(len(ins)):
             row = row + (m * 0,)
     acc = tl.full((BM, BN), IDENTITY, TYPE)
     first = tl.program_id(1) * CHUNK
@@ -104,7 +105,7 @@ def reduce(
 
 
 IDENTITIES: dict[str, dict[str, float | int]] = {
-    "sum": {t: 0 for t in TYPES},
+    "sum": dict.fromkeys(TYPES, 0),
     "max": {"fp32": float("-inf"), "fp64": float("-inf"), "i32": -(2**31), "i64": -(2**63), "u8": 0},
     "min": {"fp32": float("inf"), "fp64": float("inf"), "i32": 2**31 - 1, "i64": 2**63 - 1, "u8": 255},
 }
@@ -168,7 +169,8 @@ def prepare_reduce(
         tuple(strides(s) for s in kept[1]), () if dense else tuple(strides(s) for s in reduced[1]),
     )  # fmt: skip
     constexprs = {
-        "PROGRAM": program, "NUMBERS": numbers, "EPILOGUE": epilogue, "KIND": kind, "IDENTITY": IDENTITIES[kind][accumulator],
+        "PROGRAM": program, "NUMBERS": numbers, "EPILOGUE": epilogue, "KIND": kind,
+        "IDENTITY": IDENTITIES[kind][accumulator],
         "TYPE": TYPES[accumulator], "KEPT": len(kept[0]), "REDUCED": 0 if dense else len(reduced[0]), "WIDE": wide,
         "BM": bm, "BN": bn,
     }  # fmt: skip

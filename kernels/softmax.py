@@ -128,7 +128,9 @@ def cross_entropy_backward(
     dx, g, x, target, count, M, N, IGNORE, stride_dx, stride_x, shape, dx_strides, g_strides, x_strides, target_strides,
     MEAN: tl.constexpr, TYPE: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dx = (softmax(x) - one_hot(target)) * g, divided by the number of kept rows if MEAN. The softmax is computed again."""
+    """dx = (softmax(x) - one_hot(target)) * g, divided by the number of kept rows if MEAN. The softmax is computed
+    again.
+    """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     if WIDE:
         m = m.to(tl.int64)
@@ -196,4 +198,6 @@ def prepare_rows(
     constexprs = {**constants, "TYPE": TYPES[accumulator], "NDIM": len(shape), "WIDE": wide, "BM": bm, "BN": bn}
     runtime = tuple("*" + t for t in pointers)
     warps = 8 if bm * bn >= 4096 else 4
-    return prepare(KERNELS[name], (triton.cdiv(m, bm),), runtime, values, constexprs, name=name, warps=warps, aligned=aligned)
+    return prepare(
+        KERNELS[name], (triton.cdiv(m, bm),), runtime, values, constexprs, name=name, warps=warps, aligned=aligned
+    )

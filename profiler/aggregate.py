@@ -36,8 +36,8 @@ def events_frame(records: Sequence[EventRow]) -> pd.DataFrame:
 
 
 SUMMARY = (
-    "workload", "mode", "intermediates_bytes", "inputs_held_bytes", "outputs_held_bytes", "graph_bytes", "parameters_bytes",
-    "peak_bytes", "forward_wall_median_ms", "forward_wall_q1_ms", "forward_wall_q3_ms", "backward_wall_median_ms",
+    "workload", "mode", "intermediates_bytes", "inputs_held_bytes", "outputs_held_bytes", "graph_bytes",
+    "parameters_bytes", "peak_bytes", "forward_wall_median_ms", "forward_wall_q1_ms", "forward_wall_q3_ms", "backward_wall_median_ms",
     "backward_wall_q1_ms", "backward_wall_q3_ms", "kernels", "host_us_per_op", "residual_bytes",
 )  # fmt: skip
 
@@ -51,13 +51,14 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 def saved_by_source(saved: pd.DataFrame) -> pd.DataFrame:
     """Bytes by where they come from: (workload, mode, module, op, argument, category, shape, file, line), most first.
 
-    Storages count once (at the tensor that saved them first); `tensors` counts rows. Tensors that repeat one whose bytes
-    are counted elsewhere have 0.
+    Storages count once, at the tensor that saved them first, so rows that repeat one have 0; `tensors` counts tensors.
     """
     keys = ["workload", "mode", "module", "op", "argument", "category", "shape", "file", "line"]
     grouped = saved.groupby(keys, sort=False, dropna=False)
     found = grouped.agg(tensors=("seq", "size"), bytes=("charged_bytes", "sum"), first=("seq", "min")).reset_index()
-    order = found.sort_values(["workload", "mode", "bytes", "first"], ascending=[True, True, False, True], kind="stable")
+    order = found.sort_values(
+        ["workload", "mode", "bytes", "first"], ascending=[True, True, False, True], kind="stable"
+    )
     return order.drop(columns="first").reset_index(drop=True)
 
 
@@ -71,7 +72,9 @@ def saved_by_module(saved: pd.DataFrame, workload: str, mode: str = "grad") -> p
     if mine.empty:
         return pd.DataFrame()
     label = mine["module"].where(mine["module"] != "", "(top level)") + " · " + mine["op"]
-    table = mine.assign(label=label).groupby(["label", "category"], sort=False)["charged_bytes"].sum().unstack(fill_value=0)
+    table = (
+        mine.assign(label=label).groupby(["label", "category"], sort=False)["charged_bytes"].sum().unstack(fill_value=0)
+    )
     table = table.loc[list(dict.fromkeys(label)), [c for c in CATEGORIES if c in table.columns]]
     table = table[table.sum(axis=1) > 0]
     table.columns.name = None

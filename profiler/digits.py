@@ -45,7 +45,7 @@ def load(seed: int = 0) -> Digits:
 
 
 def batches(data: Digits, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(epoch, images, labels) of every training batch, in an order fixed by `seed`; the last of an epoch may be smaller."""
+    """(epoch, images, labels) of every training batch, in an order fixed by `seed`; an epoch's last may be smaller."""
     rng = np.random.default_rng(seed)
     for epoch in range(epochs):
         order = rng.permutation(len(data.train_images))

@@ -59,7 +59,12 @@ def git_state() -> dict[str, Any] | None:
 def _git(root: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *words], check=False, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL
+            ["git", "-C", str(root), *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -30,7 +30,7 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Time:
-    """One timed call, in ms: until it returned, until its last kernel ended, and between device events (NaN on a CPU)."""
+    """One timed call, in ms: until it returned, until its last kernel ended, between device events (NaN on a CPU)."""
 
     host_ms: float
     wall_ms: float
@@ -153,7 +153,8 @@ def counts(workload: Workload, mode: str) -> dict[str, int]:
                 run_backward(workload, roots, gradients)
                 backward = ask()
     return {
-        "forward_ops": forward[0], "forward_kernels": forward[1], "backward_ops": backward[0], "backward_kernels": backward[1]
+        "forward_ops": forward[0], "forward_kernels": forward[1],
+        "backward_ops": backward[0], "backward_kernels": backward[1],
     }  # fmt: skip
 
 

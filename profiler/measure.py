@@ -53,7 +53,7 @@ def profile(
         ProfilerError: the workload's own code failed.
         tgrad.OutOfMemoryError: memory ran out.
     """
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     run_ids = {mode: f"{now}/{workload.name}/{mode}" for mode in modes}
     records, passes = Records(), {}
     for mode in modes:
@@ -69,10 +69,22 @@ def profile(
         figures = passes[mode]
         records.runs.append(
             RunRecord(
-                run_id=run_ids[mode], created_at=now, workload=workload.name, mode=mode,
-                engine="tgrad", engine_version=tgrad.__version__, device=str(compute), is_interpreted=launch.INTERPRET,
-                dtype=dtype, batch_size=workload.batch_size, held=workload.held, seed=seed, repeats=repeats, parameters=count,
-                **figures, **times(records.samples, mode, figures["forward_ops"]),  # type: ignore[arg-type]
+                run_id=run_ids[mode],
+                created_at=now,
+                workload=workload.name,
+                mode=mode,
+                engine="tgrad",
+                engine_version=tgrad.__version__,
+                device=str(compute),
+                is_interpreted=launch.INTERPRET,
+                dtype=dtype,
+                batch_size=workload.batch_size,
+                held=workload.held,
+                seed=seed,
+                repeats=repeats,
+                parameters=count,
+                **figures,
+                **times(records.samples, mode, figures["forward_ops"]),  # type: ignore[arg-type]
             )  # fmt: skip
         )
     return records

@@ -134,8 +134,8 @@ def run_forward(workload: Workload, mode: str, batch: tuple[tuple, tuple]) -> li
         raise ProfilerError(f"workload {workload.name}: the model and loss gave {got}; expected tgrad tensors")
     if workload.loss is not None and results[-1].numel() != 1:
         raise ProfilerError(
-            f"workload {workload.name}: the loss has shape {tuple(results[-1].shape)}; expected a single number: reduce it, "
-            "with .mean() for instance"
+            f"workload {workload.name}: the loss has shape {tuple(results[-1].shape)}; expected a single number: "
+            "reduce it, with .mean() for instance"
         )
     return results
 
@@ -232,14 +232,26 @@ def _held_leaves(results: list[Tensor]) -> list[SavedRecord]:
                 found.setdefault(id(edge), (node, edge))
     return [
         SavedRecord(
-            "AccumulateGrad", "leaf", tuple(t.shape), t.dtype.name, t.storage.id, t.storage.nbytes, 0, True, "", "", 0, "", n.key
+            "AccumulateGrad",
+            "leaf",
+            tuple(t.shape),
+            t.dtype.name,
+            t.storage.id,
+            t.storage.nbytes,
+            0,
+            True,
+            "",
+            "",
+            0,
+            "",
+            n.key,
         )
         for n, t in found.values()
     ]
 
 
 class Kinds:
-    """What each storage is live for. One that is two things counts as the first: parameter, output, input, intermediate."""
+    """What each storage is live for: of parameter, output, input and intermediate, the first that it is."""
 
     def __init__(
         self, model: Any, batch_ids: set[int], results: list[Tensor], kept: list[SavedRecord], timeline: Timeline
@@ -269,7 +281,8 @@ class Kinds:
     def figures(self, kept: list[SavedRecord], output_ids: set[int], before: int, after: int) -> dict[str, int]:
         """The byte columns of a RunRecord, but for the peaks."""
         by_kind = {
-            kind: {i: n for i, n in self.kept.items() if self.of(i) == kind} for kind in ("intermediate", "input", "output")
+            kind: {i: n for i, n in self.kept.items() if self.of(i) == kind}
+            for kind in ("intermediate", "input", "output")
         }
         held = sum(n for i, n in self.outputs.items() if self.of(i) == "output")
         total = {kind: sum(sizes.values()) for kind, sizes in by_kind.items()}
@@ -307,8 +320,21 @@ def _saved_rows(kept: list[SavedRecord], kinds: Kinds, head: tuple[str, str, str
         shape = "x".join(map(str, s.shape)) or "()"
         rows.append(
             SavedRow(
-                *head, seq, s.op, s.argument, kinds.of(s.storage_id), s.module, shown(s.file), s.line, s.function, shape,
-                s.dtype, number(s.storage_id), s.is_leaf, s.logical_bytes, s.storage_bytes,
+                *head,
+                seq,
+                s.op,
+                s.argument,
+                kinds.of(s.storage_id),
+                s.module,
+                shown(s.file),
+                s.line,
+                s.function,
+                shape,
+                s.dtype,
+                number(s.storage_id),
+                s.is_leaf,
+                s.logical_bytes,
+                s.storage_bytes,
                 0 if s.storage_id in charged else s.storage_bytes,
             )  # fmt: skip
         )

@@ -40,7 +40,8 @@ def check(out: str | os.PathLike, force: bool) -> Path:
         probe.rmdir()
     except OSError as error:
         raise ProfilerError(
-            f"--out {out}: {parent} cannot be written to ({error.strerror or error}); name a folder that you can write to"
+            f"--out {out}: {parent} cannot be written to ({error.strerror or error}); "
+            "name a folder that you can write to"
         ) from None
     return path
 
@@ -51,13 +52,15 @@ def _check_existing(path: Path, out: str | os.PathLike, force: bool) -> None:
     if not any(path.iterdir()):
         return
     if not force:
-        raise ProfilerError(f"--out {out}: the folder exists and is not empty; add --force to replace it, or name another")
+        raise ProfilerError(
+            f"--out {out}: the folder exists and is not empty; add --force to replace it, or name another"
+        )
     for found in path.iterdir():
         known = found.is_file() and found.name in FILES or found.is_dir() and found.name in FOLDERS
         if not known or found.is_dir() and any(p.suffix not in PLOTS for p in found.iterdir()):
             raise ProfilerError(
-                f"--out {out}: the folder holds {found.name}, which is not part of a report, so --force does not replace it; "
-                "name another folder"
+                f"--out {out}: the folder holds {found.name}, which is not part of a report, so --force does not "
+                "replace it; name another folder"
             )
 
 

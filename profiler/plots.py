@@ -82,9 +82,13 @@ class _Scaled(MaxNLocator):
 
 
 def _legend(fig: Figure, categories: list[str]) -> None:
-    patches = [Patch(facecolor=CATEGORY_COLOURS[c], edgecolor="#6B7075", linewidth=0.4, label=CATEGORY_NAMES[c]) for c in categories]
+    patches = [
+        Patch(facecolor=CATEGORY_COLOURS[c], edgecolor="#6B7075", linewidth=0.4, label=CATEGORY_NAMES[c])
+        for c in categories
+    ]
     fig.legend(
-        handles=patches, loc="outside lower left", ncols=min(3, len(patches)), frameon=False, fontsize=9, handlelength=1.2
+        handles=patches, loc="outside lower left", ncols=min(3, len(patches)), frameon=False, fontsize=9,
+        handlelength=1.2,
     )  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def peak_by_mode(live: dict[str, pd.DataFrame], workload: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(7.2, 1.55 + 0.52 * len(peaks) + 0.2 * -(-len(used) // 3)), layout="constrained")
         ax = fig.subplots()
-        for y, (mode, peak) in enumerate(peaks.items()):
+        for y, peak in enumerate(peaks.values()):
             left = 0
             for c in used:
                 ax.barh(y, peak[c], left=left, height=0.62, color=CATEGORY_COLOURS[c], edgecolor="white", linewidth=0.6)
@@ -166,8 +170,8 @@ def _timeline(ax: Any, table: pd.DataFrame, used: list[str], most: float, longes
     ax.plot(t[top], total[top], "v", color="#1F2328", markersize=5, clip_on=False, zorder=5)
     right = t[top] > 0.7 * longest
     ax.annotate(
-        f"peak {show_bytes(total[top])}", (t[top], total[top]), xytext=(-6 if right else 6, 1), textcoords="offset points",
-        fontsize=8.5, ha="right" if right else "left", va="bottom", fontweight="bold",
+        f"peak {show_bytes(total[top])}", (t[top], total[top]), xytext=(-6 if right else 6, 1),
+        textcoords="offset points", fontsize=8.5, ha="right" if right else "left", va="bottom", fontweight="bold",
     )  # fmt: skip
 
 
@@ -186,7 +190,9 @@ def saved_by_module(table: pd.DataFrame, workload: str) -> Figure | None:
         order = table.sum(axis=1).sort_values(ascending=False, kind="stable").index
         kept = set(order[: LONGEST - 1])
         rest = table[[label not in kept for label in table.index]]
-        table = pd.concat([table[[label in kept for label in table.index]], rest.sum().to_frame(f"{len(rest)} others").T])
+        table = pd.concat(
+            [table[[label in kept for label in table.index]], rest.sum().to_frame(f"{len(rest)} others").T]
+        )
     most = table.sum(axis=1).max()
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(7.2, 1.45 + 0.3 * len(table)), layout="constrained")
@@ -194,7 +200,9 @@ def saved_by_module(table: pd.DataFrame, workload: str) -> Figure | None:
         for y, (_, values) in enumerate(table.iterrows()):
             left = 0
             for c in table.columns:
-                ax.barh(y, values[c], left=left, height=0.66, color=CATEGORY_COLOURS[c], edgecolor="white", linewidth=0.6)
+                ax.barh(
+                    y, values[c], left=left, height=0.66, color=CATEGORY_COLOURS[c], edgecolor="white", linewidth=0.6
+                )
                 left += values[c]
             ax.text(left + most * 0.012, y, show_bytes(left), va="center", fontsize=9)
         ax.set_yticks(range(len(table)), list(table.index))
@@ -207,9 +215,7 @@ def saved_by_module(table: pd.DataFrame, workload: str) -> Figure | None:
     return fig
 
 
-def draw(
-    runs: pd.DataFrame, saved: pd.DataFrame, events: pd.DataFrame, workload: str
-) -> list[tuple[str, str, Figure]]:
+def draw(runs: pd.DataFrame, saved: pd.DataFrame, events: pd.DataFrame, workload: str) -> list[tuple[str, str, Figure]]:
     """(file stem, a sentence that says what to see, figure) of each figure of one workload."""
     mine = runs[runs["workload"] == workload].set_index("mode", drop=False)
     modes = [m for m in MODES if m in mine.index]
@@ -229,8 +235,8 @@ def draw(
         ),
         (
             f"{name}-timeline",
-            "With a graph, memory grows through the forward and is given back by the backward; without one, only what the "
-            "caller holds stays.",
+            "With a graph, memory grows through the forward and the backward gives it back; without one, only what "
+            "the caller holds stays.",
             memory_over_time(live, workload, interpreted),
         ),
     ]
@@ -264,7 +270,8 @@ def svg(fig: Figure, title: str) -> str:
     text = text[text.index("<svg") :]
     prefix = f"f{next(_figures)}-"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
-    text = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", text).replace(f"{prefix}{prefix}", prefix)
+    text = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", text)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # a page needs none
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

@@ -28,7 +28,7 @@ class RunRecord:
         graph_bytes: all that the graph keeps: intermediates + inputs held + outputs saved. Each storage counts once.
         graph_logical_bytes: elements times their size over every saved tensor, so a tensor saved twice counts twice.
         live_before_bytes, live_after_bytes: the ledger before the batch was made, and after the forward.
-        residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held); 0 if all is accounted for.
+        residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held): 0, or bytes are unexplained.
         peak_bytes, peak_forward_bytes: most that was live in the ledger, at any time and before the backward.
 
     Time, over `repeats` runs on one batch, the profiler's recording switched off:
@@ -105,7 +105,7 @@ class SavedRow:
     """One tensor that the graph keeps: a row of saved.csv.
 
     op and argument name the operation that saved it and which of its tensors it is; module, file, line and function say
-    where that was called. charged_bytes is storage_bytes at the first row of each storage and 0 after, so sums are safe.
+    where that was called. charged_bytes is storage_bytes at the first row of a storage, 0 after: sums are safe.
     """
 
     run_id: str

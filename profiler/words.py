@@ -43,8 +43,10 @@ def _loop(grad: pd.Series, others: list[pd.Series]) -> str:
 
 def _parts(run: pd.Series) -> str:
     parts = [
-        (run["intermediates_bytes"], "intermediates"), (run["inputs_held_bytes"], "inputs"), (run["outputs_saved_bytes"], "outputs"),
-    ]  # fmt: skip
+        (run["intermediates_bytes"], "intermediates"),
+        (run["inputs_held_bytes"], "inputs"),
+        (run["outputs_saved_bytes"], "outputs"),
+    ]
     found = [f"{show_bytes(n)} {name}" for n, name in parts if n]
     return ", ".join(found) or "nothing"
 

@@ -41,8 +41,8 @@ class Workload:
     Attributes:
         name: as it appears in tables and file names.
         model: a `tgrad.nn.Module`, or any callable on tensors.
-        batch: makes a fresh batch, (inputs, targets), each a tuple of tensors. It is called outside of any measured time.
-        loss: loss(output, *targets), a scalar to go backward from; None: backward starts at the output with a random gradient.
+        batch: makes a fresh batch, (inputs, targets), each a tuple of tensors; not a part of any time measured.
+        loss: loss(output, *targets), a scalar where backward starts; None: at the output, with a random gradient.
         held: how many outputs (of as many batches) are held at once in the memory pass.
         batch_size: rows of a batch.
         about: one sentence for the report.
@@ -93,8 +93,8 @@ def digits_(options: Options) -> Workload:
     data = digits.load(options.seed)
     if rows > len(data.train_images):
         raise ProfilerError(
-            f"workload digits: a batch of {rows} was asked for, and there are {len(data.train_images)} training images: "
-            "use --batch-size with fewer"
+            f"workload digits: a batch of {rows} was asked for, and there are {len(data.train_images)} images to "
+            "train on: use a smaller --batch-size"
         )
     model = nn.Sequential(
         nn.Linear(64, 64, dtype=_dtype(options)), nn.ReLU(), nn.Linear(64, 10, dtype=_dtype(options))
@@ -106,8 +106,8 @@ def digits_(options: Options) -> Workload:
 
     return Workload(
         "digits", model, batch, nn.CrossEntropyLoss(), 1, rows,
-        f"An MLP 64-64-10 with cross-entropy on {rows} of the 1,797 images of handwritten digits (UCI) that scikit-learn "
-        "ships.",
+        f"An MLP 64-64-10 with cross-entropy on {rows} of the 1,797 images of handwritten digits (UCI) that "
+        "scikit-learn ships.",
     )  # fmt: skip
 
 
@@ -125,7 +125,8 @@ def mlp(options: Options) -> Workload:
 
     return Workload(
         "mlp", model, batch, nn.CrossEntropyLoss(), 1, rows,
-        f"A deep MLP: {depth} hidden layers of {width} with ReLU, 10 classes, cross-entropy, random batches of {rows} x {width}.",
+        f"A deep MLP: {depth} hidden layers of {width} with ReLU, 10 classes, cross-entropy, random batches "
+        f"of {rows} x {width}.",
     )  # fmt: skip
 
 
@@ -172,9 +173,9 @@ def make(given: str | Workload, options: Options) -> Workload:
 def from_factory(path: Path, name: str, options: Options) -> Workload:
     """The workload that the function `name` of a Python file returns.
 
-    It returns (model, example_input), (model, example_input, loss_fn) or a Workload; example_input is a tensor or a tuple
-    of the model's arguments, and loss_fn takes the model's output. It is given those of `batch_size`, `dtype`, `device`,
-    `width`, `depth` and `seed` that it has parameters for, if they were asked for.
+    It returns (model, example_input), (model, example_input, loss_fn) or a Workload; example_input is a tensor or a
+    tuple of the model's arguments, and loss_fn takes the model's output. It is given `dtype` and `seed` if it has such
+    parameters, and `batch_size`, `width` and `depth` if they were asked for.
 
     Raises:
         ProfilerError: says what is wrong, with the line of the user's file.
@@ -198,9 +199,13 @@ def from_factory(path: Path, name: str, options: Options) -> Workload:
     loss = made[2] if len(made) == 3 else None
     inputs = example if isinstance(example, tuple) else (example,)
     if not callable(model):
-        raise ProfilerError(f"{label}: the factory's model is a {type(model).__name__}, which cannot be called; {expected}")
+        raise ProfilerError(
+            f"{label}: the factory's model is a {type(model).__name__}, which cannot be called; {expected}"
+        )
     if not tensors_in(list(inputs)):
-        raise ProfilerError(f"{label}: the example input is a {type(example).__name__} without a tgrad tensor; {expected}")
+        raise ProfilerError(
+            f"{label}: the example input is a {type(example).__name__} without a tgrad tensor; {expected}"
+        )
     if loss is not None and not callable(loss):
         raise ProfilerError(f"{label}: loss_fn is a {type(loss).__name__}, which cannot be called; {expected}")
     first = tensors_in(list(inputs))[0]
@@ -241,7 +246,9 @@ def _load(path: Path, name: str, label: str) -> Callable[..., Any]:
         listed = f"it has {', '.join(sorted(found))}" if found else "it has no functions"
         raise ProfilerError(f"{label}: {path} has no '{name}'; {listed}")
     if not callable(factory):
-        raise ProfilerError(f"{label}: '{name}' is a {type(factory).__name__}; expected a function that returns a model")
+        raise ProfilerError(
+            f"{label}: '{name}' is a {type(factory).__name__}; expected a function that returns a model"
+        )
     return factory
 
 
@@ -257,11 +264,13 @@ def _arguments(factory: Callable[..., Any], options: Options, label: str) -> dic
             given[option] = value
             if option not in parameters:
                 raise ProfilerError(
-                    f"{label}: --{option.replace('_', '-')} was given, but the factory has no parameter '{option}': add it, "
-                    "or leave the option out"
+                    f"{label}: --{option.replace('_', '-')} was given, but the factory has no parameter '{option}': add "
+                    "it, or leave the option out"
                 )
     if options.dtype != "float32" and "dtype" not in parameters:
-        raise ProfilerError(f"{label}: --dtype was given, but the factory has no parameter 'dtype': add it, or leave it out")
+        raise ProfilerError(
+            f"{label}: --dtype was given, but the factory has no parameter 'dtype': add it, or leave it out"
+        )
     missing = [
         p.name for p in parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given
@@ -277,7 +286,9 @@ def where(error: BaseException, path: Path | None = None) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" (at {error.filename}:{error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        inside = Path(frame.filename).resolve() == path.resolve() if path is not None else not frame.filename.startswith(own)
+        inside = (
+            Path(frame.filename).resolve() == path.resolve() if path is not None else not frame.filename.startswith(own)
+        )
         if inside:
             return f" (at {frame.filename}:{frame.lineno})"
     return ""

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _triton_first = "triton" in _sys.modules
 
-from tgrad import device as _device_module  # noqa: E402  (decides on the device, without Triton)
+from tgrad import device as _device_module
 
 if _device_module.compute.type == "cpu" and "TGRAD_LAUNCH" not in _os.environ:
     # Triton decides on interpretation when a kernel is decorated: before the first kernel, and its own library, load.
@@ -20,13 +20,14 @@ if _device_module.compute.type == "cpu" and "TGRAD_LAUNCH" not in _os.environ:
 
         _repair_library()
 
-from tgrad import methods as _methods  # noqa: E402
+from tgrad import functions as _functions
+from tgrad import methods as _methods
 
 _methods.install()
 
-from tgrad import autograd, cuda, nn, optim  # noqa: E402
-from tgrad.device import device  # noqa: E402
-from tgrad.dtypes import (  # noqa: E402
+from tgrad import autograd, cuda, nn, optim
+from tgrad.device import device
+from tgrad.dtypes import (
     bfloat16,
     double,
     dtype,
@@ -41,9 +42,9 @@ from tgrad.dtypes import (  # noqa: E402
     set_default_dtype,
     uint8,
 )
-from tgrad.dtypes import bool_ as bool  # noqa: E402
-from tgrad.layout import Size  # noqa: E402
-from tgrad.modes import (  # noqa: E402
+from tgrad.dtypes import bool_ as bool
+from tgrad.layout import Size
+from tgrad.modes import (
     enable_grad,
     inference_mode,
     is_grad_enabled,
@@ -51,8 +52,8 @@ from tgrad.modes import (  # noqa: E402
     no_grad,
     set_grad_enabled,
 )
-from tgrad.nn.functional import log_softmax, softmax  # noqa: E402
-from tgrad.ops.creation import (  # noqa: E402
+from tgrad.nn.functional import log_softmax, softmax
+from tgrad.ops.creation import (
     arange,
     as_tensor,
     empty,
@@ -71,15 +72,15 @@ from tgrad.ops.creation import (  # noqa: E402
     zeros,
     zeros_like,
 )
-from tgrad.ops.matmul import get_float32_matmul_precision, set_float32_matmul_precision  # noqa: E402
-from tgrad.printing import set_printoptions  # noqa: E402
-from tgrad.random import Generator, initial_seed, manual_seed  # noqa: E402
-from tgrad.storage import OutOfMemoryError  # noqa: E402
-from tgrad.tensor import Tensor  # noqa: E402
+from tgrad.ops.matmul import get_float32_matmul_precision, set_float32_matmul_precision
+from tgrad.printing import set_printoptions
+from tgrad.random import Generator, initial_seed, manual_seed
+from tgrad.storage import OutOfMemoryError
+from tgrad.tensor import Tensor
 
-globals().update(_methods.FUNCTIONS)
-float = float32  # noqa: A001
-int = int32  # noqa: A001
+globals().update(_functions.FUNCTIONS)
+float = float32
+int = int32
 
 
 def is_tensor(x: object) -> _builtins.bool:

@@ -28,9 +28,12 @@ def gradients(node: Node, g: Tensor) -> list[Gradient]:
     """
     if node.saved is None:
         raise RuntimeError(
-            "Trying to backward through the graph a second time (or directly access saved tensors after they have already "
-            "been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). "
-            "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
+            "Trying to backward through the graph a second time (or directly access saved tensors after they have "
+            "already "
+            "been freed). Saved intermediate values of the graph are freed when you call .backward() or "
+            "autograd.grad(). "
+            "Specify retain_graph=True if you need to backward through the graph a second time or if you need to "
+            "access "
             "saved tensors after calling backward."
         )
     saved = [s.unpack(node) for s in node.saved]
@@ -40,7 +43,8 @@ def gradients(node: Node, g: Tensor) -> list[Gradient]:
     return _formulas(node.rule, g, saved, node.numbers)
 
 
-# --- pointwise ---------------------------------------------------------------------------------------------------------
+# --- pointwise
+# ---------------------------------------------------------------------------------------------------------
 def _pointwise(rule: PointwiseRule, g: Tensor, values: list[Any]) -> list[Gradient]:
     if current().record:
         return [_recorded(rule, i, g, values) for i in range(len(rule.parts))]
@@ -154,7 +158,8 @@ def _reduction(rule: PointwiseRule, i: int, g: Tensor, values: list[Any]) -> tup
     return out, launch, needs
 
 
-# --- formulas ----------------------------------------------------------------------------------------------------------
+# --- formulas
+# ----------------------------------------------------------------------------------------------------------
 def _formulas(rule: FormulaRule, g: Tensor, saved: list[Tensor], numbers: tuple) -> list[Gradient]:
     named = dict(zip(rule.names, [*saved, *numbers], strict=True))
     recording = current().record

@@ -83,7 +83,9 @@ def resolve(given: str | device | None) -> device:
             f"{torch.cuda.is_available()}): use device='cpu' or leave device out"
         )
     if asked.index not in (None, compute.index):
-        raise RuntimeError(f"device '{asked}' was asked for, but this process computes on '{compute}': one device a process")
+        raise RuntimeError(
+            f"device '{asked}' was asked for, but this process computes on '{compute}': one device a process"
+        )
     return compute
 
 
@@ -99,7 +101,9 @@ def synchronize() -> None:
 
 
 class Timer:
-    """Milliseconds between `start` and `stop` on the compute device's own clock (CUDA events); the host's on the CPU."""
+    """Milliseconds between `start` and `stop` on the compute device's own clock (CUDA events); the host's on the
+    CPU.
+    """
 
     def __init__(self) -> None:
         if compute.type != "cuda":

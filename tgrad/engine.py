@@ -1,6 +1,7 @@
 """The backward engine: an iterative walk over the graph, youngest node first.
 
-A node runs once, when all its consumers in the walk have run: they are all younger. Gradients that meet are summed before.
+A node runs once, when all its consumers in the walk have run: they are all younger. Gradients that meet are summed
+before.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Walk:
         captured: gradients of the nodes and leaves whose gradient was asked for, by id; None: accumulate into leaves.
     """
 
-    def __init__(self, retain_graph: bool, create_graph: bool, capture: dict[int, Any] | None, accumulate: bool) -> None:
+    def __init__(
+        self, retain_graph: bool, create_graph: bool, capture: dict[int, Any] | None, accumulate: bool
+    ) -> None:
         self.retain, self.create = retain_graph, create_graph
         self.capture = capture
         self.accumulate = accumulate
@@ -100,9 +103,9 @@ class Walk:
         return p.add(a, b), True
 
     def _visit(self, key: int, needed: set[int] | None) -> None:
-        node, g, own = self.pending.pop(key)  # here, so that nobody else holds g while the node runs
+        node, g, _ = self.pending.pop(key)  # here, so that nobody else holds g while the node runs
         if node.hooks is not None or node.retains is not None:
-            g, own = _run_hooks(node.hooks, g), False
+            g = _run_hooks(node.hooks, g)
             if node.retains is not None:
                 node.retains(g)
         if self.capture is not None and id(node) in self.capture:
@@ -263,7 +266,9 @@ def grad(
         )  # fmt: skip
         return dict(zip(names, found, strict=True))
     if is_grads_batched:
-        raise NotImplementedError("autograd.grad: is_grads_batched needs vmap, which tgrad does not have: loop over the batch")
+        raise NotImplementedError(
+            "autograd.grad: is_grads_batched needs vmap, which tgrad does not have: loop over the batch"
+        )
     if materialize_grads and allow_unused is False:
         raise ValueError(
             "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
@@ -290,7 +295,8 @@ def grad(
             g = zeros_like(t)
         if g is None and not allow_unused:
             raise RuntimeError(
-                f"The differentiated Tensor at index {i} appears to not have been used in the graph. Set allow_unused=True if "
+                f"The differentiated Tensor at index {i} appears to not have been used in the graph. Set "
+                f"allow_unused=True if "
                 "this is the desired behavior."
             )
         results.append(g)
@@ -317,7 +323,8 @@ def _seed(roots: tuple[Tensor, ...], given: Sequence[Tensor | None]) -> list[tup
             raise TypeError(f"gradients can be either Tensors or None, but got {type(g).__name__}")
         elif g.layout.shape != t.layout.shape:
             raise RuntimeError(
-                f"Mismatch in shape: grad_output[{i}] has a shape of {g.shape} and output[{i}] has a shape of {t.shape}."
+                f"Mismatch in shape: grad_output[{i}] has a shape of {g.shape} and output[{i}] has a shape of "
+                f"{t.shape}."
             )
         if g.layout.dtype is not t.layout.dtype:
             g = p.cast(t.layout.dtype)(g)
@@ -330,9 +337,12 @@ def _warn_create_graph() -> None:
     if not _warned_create_graph:
         _warned_create_graph = True
         warnings.warn(
-            "Using backward() with create_graph=True will create a reference cycle between the parameter and its gradient "
-            "which can cause a memory leak. We recommend using autograd.grad when creating the graph to avoid this. If you "
-            "have to use this function, make sure to reset the .grad fields of your parameters to None after use to break the "
+            "Using backward() with create_graph=True will create a reference cycle between the parameter and its "
+            "gradient "
+            "which can cause a memory leak. We recommend using autograd.grad when creating the graph to avoid this. "
+            "If you "
+            "have to use this function, make sure to reset the .grad fields of your parameters to None after use to "
+            "break the "
             "cycle and avoid the leak.",
             UserWarning,
             stacklevel=3,

@@ -204,7 +204,12 @@ class Expression:
     def _scalar_type(self, i: int, d: dtype, wants: Sequence[Sequence[dtype]]) -> str:
         if not d.is_floating_point:
             return "i64"
-        used = [w for (_, args), want in zip(self.steps, wants, strict=True) for a, w in zip(args, want, strict=True) if a == ("input", i)]
+        used = [
+            w
+            for (_, args), want in zip(self.steps, wants, strict=True)
+            for a, w in zip(args, want, strict=True)
+            if a == ("input", i)
+        ]
         return "fp64" if dtypes.float64 in used else "fp32"
 
 
@@ -220,7 +225,8 @@ def _operand(ref: Ref, operands: Sequence[Operand], types: Sequence[Operand]) ->
     return operands[i] if kind == "input" else types[i]
 
 
-# --- type rules: operands -> (the type each argument is wanted in, the result's operand) -------------------------------
+# --- type rules: operands -> (the type each argument is wanted in, the result's operand)
+# -------------------------------
 def promoting(operands: Sequence[Operand]) -> tuple[list[dtype], Operand]:
     """All arguments in their common type, which the result has."""
     common, rank = dtypes.result(list(operands))

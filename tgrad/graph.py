@@ -27,8 +27,10 @@ class Saved:
         """`own`: t is the result of the node that saves it. (Auxiliary results have no history.)"""
         if t.version is None:
             raise RuntimeError(
-                "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference mode in "
-                "computation tracked by autograd. To work around this, you can make a clone to get a normal tensor and use "
+                "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference mode "
+                "in "
+                "computation tracked by autograd. To work around this, you can make a clone to get a normal tensor "
+                "and use "
                 "it in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
             )
         self.storage = t.storage
@@ -54,7 +56,8 @@ class Saved:
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"[{kind}.{self.layout.dtype.legacy}Tensor {list(self.layout.shape)}]{made} is at version "
                 f"{self.version.value}; expected version {self.expected} instead. It is the '{self.name}' that "
-                f"{node.name()}{where}, saved. Hint: enable anomaly detection to find the operation that failed to compute "
+                f"{node.name()}{where}, saved. Hint: enable anomaly detection to find the operation that failed to "
+                f"compute "
                 "its gradient, with torch.autograd.set_detect_anomaly(True)."
             )
         if isinstance(self.edge, Tensor):
@@ -97,8 +100,8 @@ class Node:
     """
 
     __slots__ = (
-        "rule", "edges", "saved", "numbers", "layout", "shapes", "key", "origin", "hooks", "retains", "prehooks", "posthooks",
-        "metadata_", "__weakref__",
+        "rule", "edges", "saved", "numbers", "layout", "shapes", "key", "origin", "hooks", "retains", "prehooks",
+        "posthooks", "metadata_", "__weakref__",
     )  # fmt: skip
 
     rule: Rule
@@ -191,9 +194,7 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
     """
     node = Node()
     n = len(args)
-    node.saved = tuple(
-        [Saved(args[i] if i < n else outs[i - n], name, own=i == n) for i, name in rule.saves]
-    )
+    node.saved = tuple([Saved(args[i] if i < n else outs[i - n], name, own=i == n) for i, name in rule.saves])
     node.edges = tuple([args[i].node or args[i] for i in rule.wanted])
     node.rule = rule
     node.numbers = tuple([args[i] for i in rule.numbers])

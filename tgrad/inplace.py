@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tgrad import dispatch as path
-from tgrad import dtypes
+from tgrad import dispatch as path, dtypes
 from tgrad.dtypes import can_cast
 from tgrad.expression import Expression
 from tgrad.layout import broadcast_shapes, may_overlap_itself
@@ -16,7 +15,8 @@ from tgrad.tensor import Tensor, empty
 
 
 def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
-    """Run a pointwise `op` on `args`, storing its result in `target`, which gets a new version and, if recorded, a node.
+    """Run a pointwise `op` on `args`, storing its result in `target`, which gets a new version and, if recorded, a
+    node.
 
     `target` may be among `args`.
 
@@ -49,7 +49,8 @@ def refuse(target: Tensor, mode: Mode, recording: bool) -> None:
     """Refuse what PyTorch refuses.
 
     Raises:
-        RuntimeError: a leaf that requires grad, or a view of one, in grad mode; an inference tensor outside inference mode.
+        RuntimeError: a leaf that requires grad, or a view of one, in grad mode; an inference tensor outside inference
+            mode.
     """
     if mode.record and target._requires_grad and target.node is None:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
@@ -58,12 +59,14 @@ def refuse(target: Tensor, mode: Mode, recording: bool) -> None:
         raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
     if target.version is None and not mode.inference:
         raise RuntimeError(
-            "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone to get a normal "
+            "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone to get a "
+            "normal "
             "tensor before doing inplace update. See https://github.com/pytorch/rfcs/pull/17 for more details."
         )
     if recording and base is not None:
         raise NotImplementedError(
-            f"an in-place write on a view of a tensor of shape {tuple(base.shape)} cannot be recorded yet: write to the "
+            f"an in-place write on a view of a tensor of shape {tuple(base.shape)} cannot be recorded yet: write to "
+            f"the "
             "base, or compute a new tensor"
         )
 
@@ -74,7 +77,7 @@ def _apart(a: Any, target: Tensor) -> Any:
         return a
     if a.ptr == target.ptr and a.layout.shape == target.layout.shape and a.layout.strides == target.layout.strides:
         return a
-    end = lambda t: t.ptr + t.layout.extent * t.layout.dtype.itemsize  # noqa: E731
+    end = lambda t: t.ptr + t.layout.extent * t.layout.dtype.itemsize
     if end(a) <= target.ptr or end(target) <= a.ptr:
         return a
     raise RuntimeError(
@@ -84,7 +87,9 @@ def _apart(a: Any, target: Tensor) -> Any:
 
 
 def _as_it_was(a: Any, target: Tensor, plan: Plan, args: Sequence[Any]) -> Any:
-    """The operand as the graph shall know it: if it is the target, and a gradient needs its old value, a copy of that."""
+    """The operand as the graph shall know it: if it is the target, and a gradient needs its old value, a copy of
+    that.
+    """
     if not isinstance(a, Tensor) or a.ptr != target.ptr or a.layout is not target.layout:
         return a
     mask = sum(1 << i for i, x in enumerate(args) if isinstance(x, Tensor) and x._requires_grad)
@@ -118,13 +123,16 @@ class _InPlace:
             raise RuntimeError(f"output with shape {list(into.shape)} doesn't match the broadcast shape {list(shape)}")
         if may_overlap_itself(into.shape, into.strides) and tensors:
             raise RuntimeError(
-                "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+                "location. "
                 "Please clone() the tensor before performing the operation."
             )
         operands = tuple(operand(a) for a in args)
         natural = op.expression.lower(operands, [None]).results[0]
         if op.name != "copy" and not can_cast(natural, into.dtype):
-            raise RuntimeError(f"result type {natural.legacy} can't be cast to the desired output type {into.dtype.legacy}")
+            raise RuntimeError(
+                f"result type {natural.legacy} can't be cast to the desired output type {into.dtype.legacy}"
+            )
         lowered = op.expression.lower(operands, [into.dtype])
         launch = pointwise_launch(name, lowered, (into,), [t.layout for t in tensors])
         kinds = [isinstance(a, Tensor) for a in args]
@@ -148,7 +156,9 @@ def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[A
         shape = targets[0].layout.shape
         for t in (*targets, *tensors):
             if t.layout.shape != shape:
-                raise RuntimeError(f"{name}: expected tensors of shape {tuple(shape)}, got one of {tuple(t.layout.shape)}")
+                raise RuntimeError(
+                    f"{name}: expected tensors of shape {tuple(shape)}, got one of {tuple(t.layout.shape)}"
+                )
         lowered = Expression.of(function, len(args)).lower(tuple(map(operand, args)), [t.layout.dtype for t in targets])
         launch = pointwise_launch(name, lowered, [t.layout for t in targets], [t.layout for t in tensors])
         if len(_updates) >= path.MAX_PLANS:

@@ -36,7 +36,18 @@ class Size(tuple):
 class Layout:
     """dtype, shape, strides, device, and whether the first element's address is a multiple of 16 bytes."""
 
-    __slots__ = ("dtype", "shape", "strides", "device", "aligned", "numel", "nbytes", "contiguous", "extent", "__weakref__")
+    __slots__ = (
+        "dtype",
+        "shape",
+        "strides",
+        "device",
+        "aligned",
+        "numel",
+        "nbytes",
+        "contiguous",
+        "extent",
+        "__weakref__",
+    )
 
     dtype: dtype
     shape: Size
@@ -132,7 +143,8 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
                 continue
             if out[d] != 1:
                 raise RuntimeError(
-                    f"The size of tensor a ({out[d]}) must match the size of tensor b ({size}) at non-singleton dimension "
+                    f"The size of tensor a ({out[d]}) must match the size of tensor b ({size}) at non-singleton "
+                    f"dimension "
                     f"{d} (shapes {' and '.join(str(tuple(s)) for s in shapes)})"
                 )
             out[d] = size

@@ -17,6 +17,8 @@ from tgrad.device import compute
 from tgrad.dispatch import dispatch, view
 from tgrad.dtypes import dtype
 from tgrad.expression import Expression, Operand, Symbol
+from tgrad.kernels.launch import Launch
+from tgrad.kernels.pointwise import prepare_pointwise
 from tgrad.layout import (
     Layout,
     broadcast_shapes,
@@ -26,8 +28,6 @@ from tgrad.layout import (
     order_by_stride,
     strides_in_order,
 )
-from tgrad.kernels.launch import Launch
-from tgrad.kernels.pointwise import prepare_pointwise
 from tgrad.tensor import Tensor
 
 Formula = Callable[..., Any]
@@ -44,7 +44,9 @@ class Plan:
 
     __slots__ = ("outs", "launch", "offset", "rule")
 
-    def __init__(self, outs: tuple[Layout, ...], launch: Launch | None, rule: Callable[[int], Rule | None], offset: int = 0) -> None:
+    def __init__(
+        self, outs: tuple[Layout, ...], launch: Launch | None, rule: Callable[[int], Rule | None], offset: int = 0
+    ) -> None:
         self.outs, self.launch, self.rule, self.offset = outs, launch, functools.cache(rule), offset
 
 
@@ -59,7 +61,9 @@ class Rule:
 
     __slots__ = ("op", "wanted", "saves", "numbers")
 
-    def __init__(self, op: Op, wanted: tuple[int, ...], saves: tuple[tuple[int, str], ...], numbers: tuple[int, ...]) -> None:
+    def __init__(
+        self, op: Op, wanted: tuple[int, ...], saves: tuple[tuple[int, str], ...], numbers: tuple[int, ...]
+    ) -> None:
         self.op, self.wanted, self.saves, self.numbers = op, wanted, saves, numbers
 
 
@@ -100,7 +104,9 @@ class Op:
         plans: by signature.
     """
 
-    def __init__(self, name: str, inputs: Sequence[str], formulas: dict[str, Formula], grad_name: str | None = None) -> None:
+    def __init__(
+        self, name: str, inputs: Sequence[str], formulas: dict[str, Formula], grad_name: str | None = None
+    ) -> None:
         self.name = name
         self.inputs = tuple(inputs)
         self.formulas = formulas
@@ -159,7 +165,7 @@ class Pointwise(Op):
 
     @functools.cached_property
     def expression(self) -> Expression:
-        return Expression.of(lambda *symbols: self(*symbols), len(self.inputs))
+        return Expression.of(self, len(self.inputs))
 
     def __call__(self, *args: Any) -> Any:
         for a in args:
@@ -169,7 +175,9 @@ class Pointwise(Op):
 
     @functools.cache  # noqa: B019  rows live as long as the process
     def derivative(self, i: int) -> tuple[Expression, tuple[int, ...]] | None:
-        """The gradient of input i over (g, *what it needs), and the indices of those: inputs, or len(inputs) for `out`."""
+        """The gradient of input i over (g, *what it needs), and the indices of those: inputs, or len(inputs) for
+        `out`.
+        """
         name = self.inputs[i]
         if name not in self.formulas:
             return None
@@ -275,14 +283,17 @@ class Kernel(Op):
     """
 
     def __init__(
-        self, name: str, inputs: Sequence[str], build: Callable, grad: dict[str, Formula], *, settings: Sequence[str] = (),
-        results: Sequence[str] = ("out",), fast: dict[str, Formula] | None = None, grad_name: str | None = None,
+        self, name: str, inputs: Sequence[str], build: Callable, grad: dict[str, Formula], *,
+        settings: Sequence[str] = (), results: Sequence[str] = ("out",), fast: dict[str, Formula] | None = None,
+        grad_name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name, inputs, grad, grad_name)
         self.forward, self.setting_names, self.results, self.fast = build, tuple(settings), tuple(results), fast or {}
         for n, f in self.fast.items():
             if tuple(p.name for p in _positional(f)[1:]) != self.needs[n]:
-                raise TypeError(f"{name}: the fast formula of '{n}' must save what the other one saves, {self.needs[n]}")
+                raise TypeError(
+                    f"{name}: the fast formula of '{n}' must save what the other one saves, {self.needs[n]}"
+                )
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         outs = dispatch(self, args, tuple(settings[n] for n in self.setting_names))
@@ -330,7 +341,9 @@ class View(Kernel):
         build: (layout, *settings) -> (shape, strides, offset in elements).
     """
 
-    def __init__(self, name: str, build: Callable, grad: Formula, *, settings: Sequence[str] = (), grad_name: str | None = None) -> None:
+    def __init__(
+        self, name: str, build: Callable, grad: Formula, *, settings: Sequence[str] = (), grad_name: str | None = None
+    ) -> None:
         super().__init__(name, ("x",), build, {"x": grad}, settings=settings, grad_name=grad_name)
 
     def __call__(self, x: Tensor, **settings: Any) -> Tensor:
@@ -341,4 +354,9 @@ class View(Kernel):
         shape, strides, offset = self.forward(x, *settings)
         nbytes = offset * x.dtype.itemsize
         aligned = x.aligned and nbytes % 16 == 0
-        return Plan((layout(x.dtype, tuple(shape), tuple(strides), x.device, aligned),), None, self.rule_of(args, settings), nbytes)
+        return Plan(
+            (layout(x.dtype, tuple(shape), tuple(strides), x.device, aligned),),
+            None,
+            self.rule_of(args, settings),
+            nbytes,
+        )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tgrad import modes, printing
-from tgrad.device import compute, cpu, device
-from tgrad.dtypes import bfloat16, dtype, float32
+from tgrad.device import compute, device
+from tgrad.dtypes import bfloat16, dtype
 from tgrad.layout import Layout, Size
 from tgrad.storage import Storage
 
@@ -40,7 +40,18 @@ class Tensor:
         base: the tensor it is a view of.
     """
 
-    __slots__ = ("layout", "storage", "ptr", "version", "_requires_grad", "node", "_grad", "base", "hooks", "__weakref__")
+    __slots__ = (
+        "layout",
+        "storage",
+        "ptr",
+        "version",
+        "_requires_grad",
+        "node",
+        "_grad",
+        "base",
+        "hooks",
+        "__weakref__",
+    )
 
     layout: Layout
     storage: Storage
@@ -156,13 +167,15 @@ class Tensor:
         """Set whether gradients flow to this leaf; returns it.
 
         Raises:
-            RuntimeError: the dtype is not floating; a non-leaf is switched off; an inference tensor outside inference mode.
+            RuntimeError: the dtype is not floating; a non-leaf is switched off; an inference tensor outside inference
+                mode.
         """
         if requires_grad and not self.layout.dtype.is_floating_point:
             raise RuntimeError("only Tensors of floating point dtype can require gradients")
         if not requires_grad and self.node is not None:
             raise RuntimeError(
-                "you can only change requires_grad flags of leaf variables. If you want to use a computed variable in a "
+                "you can only change requires_grad flags of leaf variables. If you want to use a computed variable "
+                "in a "
                 "subgraph that doesn't require differentiation use var_no_grad = var.detach()."
             )
         if requires_grad and self.version is None and not modes.current().inference:
@@ -197,8 +210,10 @@ class Tensor:
         """The accumulated gradient of a leaf (or of a tensor that retains it)."""
         if self._grad is None and self.node is not None and not self.retains_grad:
             warnings.warn(
-                "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed. Its .grad attribute won't be "
-                "populated during autograd.backward(). If you indeed want the .grad field to be populated for a non-leaf "
+                "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed. Its .grad attribute "
+                "won't be "
+                "populated during autograd.backward(). If you indeed want the .grad field to be populated for a "
+                "non-leaf "
                 "Tensor, use .retain_grad() on the non-leaf Tensor.",
                 UserWarning,
                 stacklevel=2,
@@ -209,7 +224,9 @@ class Tensor:
     def grad(self, value: Tensor | None) -> None:
         if value is not None:
             if not isinstance(value, Tensor):
-                raise TypeError(f"assigned grad expected to be a Tensor or None but got grad of type {type(value).__name__}")
+                raise TypeError(
+                    f"assigned grad expected to be a Tensor or None but got grad of type {type(value).__name__}"
+                )
             if value is self:
                 raise RuntimeError("can't assign Variable as its own grad")
             if value.layout.dtype is not self.layout.dtype:
@@ -260,7 +277,8 @@ class Tensor:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
         if self.layout.device.type != "cpu":
             raise TypeError(
-                f"can't convert {self.layout.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
+                f"can't convert {self.layout.device} device type tensor to numpy. Use Tensor.cpu() to copy the "
+                f"tensor to "
                 "host memory first."
             )
         if self.layout.dtype is bfloat16:
@@ -326,7 +344,8 @@ class Tensor:
     def __deepcopy__(self, memo: dict) -> Tensor:
         if self.node is not None:
             raise RuntimeError(
-                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment."
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the "
+                "moment."
             )
         copied = self.detach().clone()
         copied._requires_grad = self._requires_grad
@@ -352,10 +371,3 @@ def empty(layout: Layout, inference: bool) -> Tensor:
     """An uninitialised tensor with a storage of its own."""
     storage = Storage(layout.extent * layout.dtype.itemsize, layout.device)
     return make(layout, storage, storage.ptr, None if inference else Version())
-
-
-def default_device() -> device:
-    return compute
-
-
-__all__ = ["Tensor", "Version", "compute", "cpu", "empty", "float32", "make"]

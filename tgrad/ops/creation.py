@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tgrad import dtypes
-from tgrad import modes
-from tgrad.device import cpu, device, resolve
-from tgrad.device import compute as compute_device
+from tgrad import dtypes, modes
+from tgrad.device import compute as compute_device, cpu, resolve
 from tgrad.dtypes import dtype
 from tgrad.kernels.creation import prepare_creation
 from tgrad.layout import Layout, layout
@@ -42,7 +40,7 @@ def _checked_dtype(kind: Any) -> dtype:
 
 def _fill(t: Tensor, value: float) -> Tensor:
     if t.layout.device is not compute_device:
-        t.storage.write(_encode(np.full(t.layout.shape, value), t.dtype))
+        t.storage.write(encode(np.full(t.layout.shape, value), t.dtype))
     elif t.layout.numel:
         fill_launch("fill", t.layout)(t.ptr, value)
     return t
@@ -63,13 +61,28 @@ def ones(*size: Any, dtype: dtype | None = None, device: Any = None, requires_gr
     return _fill(_new(_sizes(size), dtype, device, requires_grad), 1)
 
 
-def full(size: Sequence[int], fill_value: float, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def full(
+    size: Sequence[int],
+    fill_value: float,
+    *,
+    dtype: dtype | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """One value everywhere; the dtype is that of the value unless given."""
     kind = dtypes.of_number(fill_value) if dtype is None else dtype
     return _fill(_new(_sizes((size,)), kind, device, requires_grad), fill_value)
 
 
-def arange(start: float, end: float | None = None, step: float = 1, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def arange(
+    start: float,
+    end: float | None = None,
+    step: float = 1,
+    *,
+    dtype: dtype | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """start, start + step, ... below end; int64 for integers, else the default dtype.
 
     Raises:
@@ -89,24 +102,27 @@ def arange(start: float, end: float | None = None, step: float = 1, *, dtype: dt
     count = -((start - end) // step) if whole else math.ceil((end - start) / step)
     t = _new((int(count),), kind, device, requires_grad)
     if t.layout.device is not compute_device:
-        t.storage.write(_encode(start + np.arange(int(count)) * step, t.dtype))
+        t.storage.write(encode(start + np.arange(int(count)) * step, t.dtype))
     elif count:
         run = "i64" if whole else "fp64"
         prepare_creation("arange", kind.triton, (), (run, run), int(count))(t.ptr, start, step)
     return t
 
 
-def eye(n: int, m: int | None = None, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def eye(
+    n: int, m: int | None = None, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """Ones on the diagonal of an (n, m) matrix."""
     t = _new((n, n if m is None else m), dtype, device, requires_grad)
     if t.layout.device is not compute_device:
-        t.storage.write(_encode(np.eye(*t.shape), t.dtype))
+        t.storage.write(encode(np.eye(*t.shape), t.dtype))
     elif t.layout.numel:
         prepare_creation("eye", t.dtype.triton, (), (), t.layout.numel, t.shape[1])(t.ptr)
     return t
 
 
-# --- random ------------------------------------------------------------------------------------------------------------
+# --- random
+# ------------------------------------------------------------------------------------------------------------
 def draw_into(t: Tensor, kind: str, a: float, b: float, generator: Generator | None = None) -> Tensor:
     """Fill a contiguous t with draws: "uniform" in [a, a + b), or "normal" of mean a and deviation b."""
     if not t.dtype.is_floating_point:
@@ -121,12 +137,24 @@ def draw_into(t: Tensor, kind: str, a: float, b: float, generator: Generator | N
     return t
 
 
-def rand(*size: Any, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def rand(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: dtype | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """Uniform numbers in [0, 1)."""
     return draw_into(_new(_sizes(size), dtype, device, requires_grad), "uniform", 0, 1, generator)
 
 
-def randn(*size: Any, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def randn(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: dtype | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """Normal numbers of mean 0 and variance 1."""
     return draw_into(_new(_sizes(size), dtype, device, requires_grad), "normal", 0, 1, generator)
 
@@ -134,12 +162,15 @@ def randn(*size: Any, generator: Generator | None = None, dtype: dtype | None = 
 def _build_dropout(x: Tensor, seed: int, offset: int, p: float, scale: float) -> tuple[list[Layout], Any]:
     out = layout(x.dtype, tuple(x.shape), None, compute_device)
     run = "fp64" if x.dtype is dtypes.float64 else "fp32"
-    return [out], prepare_creation("dropout", x.dtype.triton, (x.dtype.triton,), ("i64", "i64", "fp32", run), x.numel()) if x.numel() else None
+    return [out], prepare_creation(
+        "dropout", x.dtype.triton, (x.dtype.triton,), ("i64", "i64", "fp32", run), x.numel()
+    ) if x.numel() else None
 
 
 dropout_op = Kernel(
     "dropout", ("x", "seed", "offset", "p", "scale"), _build_dropout,
-    {"x": lambda g, seed, offset, p, scale: dropout_op(contiguous(g), seed, offset, p, scale)}, grad_name="NativeDropout",
+    {"x": lambda g, seed, offset, p, scale: dropout_op(contiguous(g), seed, offset, p, scale)},
+    grad_name="NativeDropout",
 )  # fmt: skip
 
 
@@ -149,7 +180,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return dropout_op(contiguous(x), seed, offset, float(p), 0.0 if p == 1 else 1 / (1 - p))
 
 
-# --- like another tensor -----------------------------------------------------------------------------------------------
+# --- like another tensor
+# -----------------------------------------------------------------------------------------------
 def _like(x: Tensor, kind: dtype | None, where: Any, requires_grad: bool) -> Tensor:
     from tgrad.layout import may_overlap_itself
 
@@ -177,7 +209,9 @@ def ones_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requ
     return _fill(_like(x, dtype, device, requires_grad), 1)
 
 
-def full_like(x: Tensor, fill_value: float, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def full_like(
+    x: Tensor, fill_value: float, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """One value everywhere, in x's shape, strides and dtype."""
     return _fill(_like(x, dtype, device, requires_grad), fill_value)
 
@@ -192,8 +226,9 @@ def randn_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, req
     return randn(*x.shape, dtype=dtype or x.dtype, device=device, requires_grad=requires_grad)
 
 
-# --- from data ---------------------------------------------------------------------------------------------------------
-def _encode(array: np.ndarray, kind: dtype) -> np.ndarray:
+# --- from data
+# ---------------------------------------------------------------------------------------------------------
+def encode(array: Any, kind: dtype) -> np.ndarray:
     """A C-contiguous array with the bytes of `kind`."""
     if kind is not dtypes.bfloat16:
         with np.errstate(all="ignore"):
@@ -259,10 +294,12 @@ def tensor(data: Any, *, dtype: dtype | None = None, device: Any = None, require
     elif isinstance(data, (np.ndarray, np.generic)):
         kind = _of_numpy(array)
     else:
-        kind = {"b": dtypes.bool_, "i": dtypes.int64, "u": dtypes.int64, "f": dtypes.get_default_dtype()}[array.dtype.kind]
+        kind = {"b": dtypes.bool_, "i": dtypes.int64, "u": dtypes.int64, "f": dtypes.get_default_dtype()}[
+            array.dtype.kind
+        ]
     t = _new(array.shape, kind, device, False)
     if array.size:
-        t.storage.write(_encode(array, kind))
+        t.storage.write(encode(array, kind))
     return t.requires_grad_() if requires_grad else t
 
 
@@ -284,7 +321,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
         raise TypeError(f"expected np.ndarray (got {type(array).__name__})")
     kind = _of_numpy(array)
     shared = array.flags.c_contiguous and array.flags.writeable and array.dtype.isnative and array.size > 0
-    storage = adopt_array(array if shared else _encode(array.copy(), kind).reshape(-1))
+    storage = adopt_array(array if shared else encode(array.copy(), kind).reshape(-1))
     to = layout(kind, array.shape, None, cpu, storage.ptr % 16 == 0)
     return make(to, storage, storage.ptr, None if modes.current().inference else Version())
 
@@ -296,6 +333,3 @@ def as_tensor(data: Any, dtype: dtype | None = None, device: Any = None) -> Tens
     if isinstance(data, np.ndarray):
         return from_numpy(data).to(device=resolve(device), dtype=dtype)
     return tensor(data, dtype=dtype, device=device)
-
-
-__all__ = ["device"]

@@ -27,7 +27,7 @@ _matmuls: list[Op] = []
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """"highest" (default) and "high": as accurate as float32 arithmetic; "medium": tf32 products.
+    """ "highest" (default) and "high": as accurate as float32 arithmetic; "medium": tf32 products.
 
     Raises:
         RuntimeError: another name.
@@ -49,7 +49,8 @@ def product_launch(
     name: str, a: Layout, b: Layout, out: Layout, batch: tuple[int, ...], extras: Sequence[Layout] = (),
     epilogue: Program | None = None,
 ) -> Launch:  # fmt: skip
-    """out[..., m, n] = epilogue(sum over k of a[..., m, k] * b[..., k, n], extras[m, n]) with `batch` leading dimensions.
+    """out[..., m, n] = epilogue(sum over k of a[..., m, k] * b[..., k, n], extras[m, n]) with `batch` leading
+    dimensions.
 
     Integers are multiplied and summed by the reduction kernel: tensor cores have no 32- or 64-bit integers.
     """
@@ -82,7 +83,7 @@ def product_launch(
     )  # fmt: skip
 
 
-_MULTIPLY = Expression.of(lambda a, b: p.mul(a, b), 2)
+_MULTIPLY = Expression.of(p.mul, 2)
 
 
 def _check_types(name: str, a: Tensor, b: Tensor) -> None:
@@ -92,12 +93,16 @@ def _check_types(name: str, a: Tensor, b: Tensor) -> None:
         raise RuntimeError(f"{name}: not implemented for bool tensors: convert them first, as in x.int()")
 
 
+def _by(x: Tensor) -> str:
+    return "x".join(map(str, x.shape))
+
+
 def _build_matmul(a: Tensor, b: Tensor) -> tuple[list[Layout], Launch]:
     _check_types("matmul", a, b)
     if a.shape[-1] != b.shape[-2]:
         raise RuntimeError(
-            f"mat1 and mat2 shapes cannot be multiplied ({'x'.join(map(str, a.shape))} and {'x'.join(map(str, b.shape))}): "
-            f"{a.shape[-1]} columns meet {b.shape[-2]} rows"
+            f"mat1 and mat2 shapes cannot be multiplied ({_by(a)} and {_by(b)}): {a.shape[-1]} columns meet "
+            f"{b.shape[-2]} rows"
         )
     batch = broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
     out = layout(a.dtype, (*batch, a.shape[-2], b.shape[-1]), None, compute)
@@ -122,7 +127,8 @@ mm_op, bmm_op = _matmul_op("mm", "Mm"), _matmul_op("bmm", "Bmm")
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product, with PyTorch's rules: vectors are rows (left) or columns (right), leading dimensions broadcast.
+    """The matrix product, with PyTorch's rules: vectors are rows (left) or columns (right), leading dimensions
+    broadcast.
 
     Raises:
         RuntimeError: the inner sizes or the dtypes differ; an operand is 0-dimensional.
@@ -131,13 +137,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         wrong = b if isinstance(a, Tensor) else a
         raise TypeError(f"matmul: expected two Tensors, got {type(wrong).__name__}")
     if a.ndim == 0 or b.ndim == 0:
-        raise RuntimeError(
-            f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D"
-        )
+        raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D")
     left, right = a.ndim == 1, b.ndim == 1
     if left and right and a.shape != b.shape:
         raise RuntimeError(
-            f"inconsistent tensor size, expected tensor {list(a.shape)} and src {list(b.shape)} to have the same number of "
+            f"inconsistent tensor size, expected tensor {list(a.shape)} and src {list(b.shape)} to have the same "
+            f"number of "
             "elements"
         )
     x = unsqueeze_op(a, dim=0) if left else a
@@ -168,14 +173,17 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     return bmm_op(a, b)
 
 
-# --- linear ------------------------------------------------------------------------------------------------------------
+# --- linear
+# ------------------------------------------------------------------------------------------------------------
 def _bias_program(accumulator: str, bias: str, out: str) -> Program:
     return program(2, (), ((scalar_add, ((0, None), (1, None if bias == accumulator else accumulator))),), ((2, out),))
 
 
 def _build_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[list[Layout], Launch]:
     if weight.ndim != 2:
-        raise RuntimeError(f"linear: weight must be 2-dimensional (out_features, in_features), got shape {tuple(weight.shape)}")
+        raise RuntimeError(
+            f"linear: weight must be 2-dimensional (out_features, in_features), got shape {tuple(weight.shape)}"
+        )
     if input.shape[-1] != weight.shape[1]:
         raise RuntimeError(
             f"linear: input has {input.shape[-1]} features, weight expects {weight.shape[1]} (input shape "
@@ -185,7 +193,8 @@ def _build_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[l
     if bias is not None:
         if tuple(bias.shape) != (weight.shape[0],):
             raise RuntimeError(
-                f"linear: bias must have shape ({weight.shape[0]},) for weight shape {tuple(weight.shape)}, got {tuple(bias.shape)}"
+                f"linear: bias must have shape ({weight.shape[0]},) for weight shape {tuple(weight.shape)}, got "
+                f"{tuple(bias.shape)}"
             )
         _check_types("linear", input, bias)
     out = layout(input.dtype, (input.shape[0], weight.shape[0]), None, compute)
@@ -194,14 +203,16 @@ def _build_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[l
     extras, epilogue = [], None
     if bias is not None:
         extras = [bias.layout]
-        epilogue = _bias_program("fp64" if input.dtype is dtypes.float64 else "fp32", bias.dtype.triton, out.dtype.triton)
+        epilogue = _bias_program(
+            "fp64" if input.dtype is dtypes.float64 else "fp32", bias.dtype.triton, out.dtype.triton
+        )
     return [out], product_launch("linear", input.layout, transposed, out, (), extras, epilogue)
 
 
 linear_op = Kernel(
     "linear", ("input", "weight", "bias"), _build_linear,
     {
-        "input": lambda g, weight: mm_op(g, weight),
+        "input": lambda g, weight: mm_op(g, weight),  # noqa: PLW0108  the parameters name what is saved
         "weight": lambda g, input: mm_op(t_op(g, dims=(1, 0)), input),
         "bias": lambda g, *, input_dtype: sum_op(g, dims=(0,), keepdim=False, out_dtype=input_dtype),
     },

@@ -1,4 +1,6 @@
-"""Batch normalisation, from the pointwise and reduction kernels: nothing but the input and two numbers a channel is kept."""
+"""Batch normalisation, from the pointwise and reduction kernels: nothing but the input and two numbers a channel is
+kept.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,17 @@ def _build(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
     stat = layout(acc, (channels,), None, compute)
     wide = _wide(acc, channels, ndim)
     given = (x.dtype, T2)
-    average = reduce_launch("batch_norm_mean", "sum", Expression.of(lambda v: v, 1), (given,), [x.layout], shape, dims, stat, divide=True)
+    average = reduce_launch(
+        "batch_norm_mean", "sum", Expression.of(lambda v: v, 1), (given,), [x.layout], shape, dims, stat, divide=True
+    )
     deviation = Expression.of(lambda v, m: p.square(v - m), 2)
-    spread = reduce_launch("batch_norm_var", "sum", deviation, (given, (acc, T2)), [x.layout, wide], shape, dims, stat, divide=True)
+    spread = reduce_launch(
+        "batch_norm_var", "sum", deviation, (given, (acc, T2)), [x.layout, wide], shape, dims, stat, divide=True
+    )
     inverse = Expression.of(lambda v, e: p.rsqrt(v + e), 2)
-    invert = pointwise_launch("batch_norm_rstd", inverse.lower(((acc, T2), (dtypes.float32, dtypes.NUMBER)), [acc]), [stat], [stat])
+    invert = pointwise_launch(
+        "batch_norm_rstd", inverse.lower(((acc, T2), (dtypes.float32, dtypes.NUMBER)), [acc]), [stat], [stat]
+    )
     finish = _normalise_launch(x.layout, out, wide, weight, bias)
 
     def launch(to: int, mean: int, rstd: int, var: int, source: int, *rest: float) -> None:
@@ -93,7 +101,9 @@ def _input_grad(g: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, weight: Te
     return (g - (_channel_sum(g) + hat * _channel_sum(g * hat)) / count) * wide
 
 
-def _weight_grad(g: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, eps: float, *, weight_shape: tuple[int, ...]) -> Tensor:
+def _weight_grad(
+    g: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, eps: float, *, weight_shape: tuple[int, ...]
+) -> Tensor:
     hat, _ = _recompute(input, eps) if current().record else _centred(input, mean, rstd)
     return reshape(_channel_sum(g * hat), weight_shape)
 
@@ -110,13 +120,13 @@ batch_norm_op = Kernel(
 
 
 def batch_norm(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalise each channel, dimension 1 of x: (N, C) or (N, C, L, ...).
 
-    In training by the batch's mean and biased variance; the running statistics then move by `momentum` towards the mean and
-    the unbiased variance, without a new version, as in PyTorch. Otherwise by the running statistics.
+    In training by the batch's mean and biased variance; the running statistics then move by `momentum` towards the
+    mean and the unbiased variance, without a new version, as in PyTorch. Otherwise by the running statistics.
 
     Raises:
         ValueError: one value per channel in training. RuntimeError: a per-channel operand of another size.
@@ -146,6 +156,13 @@ _MOVE = Expression.of(lambda old, new, keep, take: old * keep + new * take, 4)
 
 def _move(running: Tensor, batch: Tensor, momentum: float, correction: float) -> None:
     """running = (1 - momentum) * running + momentum * correction * batch, not counted as a write."""
-    operands = ((running.dtype, T2), (batch.dtype, T2), (dtypes.float32, dtypes.NUMBER), (dtypes.float32, dtypes.NUMBER))
-    launch = pointwise_launch("batch_norm_running", _MOVE.lower(operands, [running.dtype]), [running.layout], [running.layout, batch.layout])
+    operands = (
+        (running.dtype, T2),
+        (batch.dtype, T2),
+        (dtypes.float32, dtypes.NUMBER),
+        (dtypes.float32, dtypes.NUMBER),
+    )
+    launch = pointwise_launch(
+        "batch_norm_running", _MOVE.lower(operands, [running.dtype]), [running.layout], [running.layout, batch.layout]
+    )
     launch(running.ptr, running.ptr, batch.ptr, 1 - momentum, momentum * correction)

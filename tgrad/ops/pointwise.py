@@ -23,7 +23,9 @@ SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 def _no_bool(name: str, instead: str) -> Any:
     def check(operands: list[dtype]) -> None:
         if all(d is dtypes.bool_ for d in operands):
-            raise RuntimeError(f"{name}: bool tensors have no {name}: use {instead}, or convert them first, as in x.int()")
+            raise RuntimeError(
+                f"{name}: bool tensors have no {name}: use {instead}, or convert them first, as in x.int()"
+            )
 
     return check
 
@@ -41,10 +43,13 @@ def _floats_only(name: str) -> Any:
     return check
 
 
-# --- arithmetic --------------------------------------------------------------------------------------------------------
+# --- arithmetic
+# --------------------------------------------------------------------------------------------------------
 neg = Pointwise("neg", scalar.neg, promoting, lambda g: -g, check=_no_bool("neg", "logical_not"))
 add = Pointwise("add", scalar.add, promoting, {"a": lambda g: g, "b": lambda g: g})
-sub = Pointwise("sub", scalar.sub, promoting, {"a": lambda g: g, "b": lambda g: -g}, check=_no_bool("sub", "logical_xor"))
+sub = Pointwise(
+    "sub", scalar.sub, promoting, {"a": lambda g: g, "b": lambda g: -g}, check=_no_bool("sub", "logical_xor")
+)
 mul = Pointwise("mul", scalar.mul, promoting, {"a": lambda g, b: g * b, "b": lambda g, a: g * a})
 div = Pointwise("div", scalar.div, floating, {"a": lambda g, b: g / b, "b": lambda g, a, b: -g * ((a / b) / b)})
 pow = Pointwise("pow", scalar.pow, promoting, {
@@ -74,8 +79,11 @@ where = Pointwise("where", scalar.where, selecting, {
     "a": lambda g, condition: where(condition, g, 0), "b": lambda g, condition: where(condition, 0, g),
 })  # fmt: skip
 
-# --- functions of one variable -----------------------------------------------------------------------------------------
-abs = Pointwise("abs", scalar.abs, promoting, lambda g, x: where(x > 0, g, where(x < 0, -g, 0)), check=_no_bool("abs", "x"))
+# --- functions of one variable
+# -----------------------------------------------------------------------------------------
+abs = Pointwise(
+    "abs", scalar.abs, promoting, lambda g, x: where(x > 0, g, where(x < 0, -g, 0)), check=_no_bool("abs", "x")
+)
 exp = Pointwise("exp", scalar.exp, floating, lambda g, out: g * out)
 log = Pointwise("log", scalar.log, floating, lambda g, x: g / x)
 sqrt = Pointwise("sqrt", scalar.sqrt, floating, lambda g, out: g / (2 * out))
@@ -88,14 +96,25 @@ tanh = Pointwise("tanh", scalar.tanh, floating, lambda g, out: g * (1 - out * ou
 erf = Pointwise("erf", scalar.erf, floating, lambda g, x: g * (2 * math.sqrt(2) * normal_density(x * math.sqrt(2))))
 normal_density = Pointwise("normal_density", scalar.normal_density, floating, lambda g, x, out: -(g * (x * out)))
 
-# --- activations -------------------------------------------------------------------------------------------------------
+# --- activations
+# -------------------------------------------------------------------------------------------------------
 sigmoid = Pointwise("sigmoid", scalar.sigmoid, floating, lambda g, out: g * ((1 - out) * out))
-relu = Pointwise("relu", scalar.relu, promoting, lambda g, out: where(out <= 0, 0, g), check=_no_bool("relu", "x.int()"))
+relu = Pointwise(
+    "relu", scalar.relu, promoting, lambda g, out: where(out <= 0, 0, g), check=_no_bool("relu", "x.int()")
+)
 leaky_relu = Pointwise(
-    "leaky_relu", scalar.leaky_relu, floating, lambda g, x, slope: where(x > 0, g, g * slope), check=_floats_only("leaky_relu")
+    "leaky_relu",
+    scalar.leaky_relu,
+    floating,
+    lambda g, x, slope: where(x > 0, g, g * slope),
+    check=_floats_only("leaky_relu"),
 )
 gelu = Pointwise(
-    "gelu", scalar.gelu, floating, lambda g, x: g * (0.5 * (1 + erf(x * SQRT_HALF)) + x * normal_density(x)), check=_floats_only("gelu")
+    "gelu",
+    scalar.gelu,
+    floating,
+    lambda g, x: g * (0.5 * (1 + erf(x * SQRT_HALF)) + x * normal_density(x)),
+    check=_floats_only("gelu"),
 )
 
 
@@ -105,7 +124,9 @@ def _gelu_tanh_grad(g: Any, x: Any) -> Any:
     return g * (0.5 * (1 + t) + 0.5 * x * ((1 - t * t) * slope))
 
 
-gelu_tanh = Pointwise("gelu_tanh", scalar.gelu_tanh, floating, _gelu_tanh_grad, grad_name="Gelu", check=_floats_only("gelu"))
+gelu_tanh = Pointwise(
+    "gelu_tanh", scalar.gelu_tanh, floating, _gelu_tanh_grad, grad_name="Gelu", check=_floats_only("gelu")
+)
 
 
 def _silu_grad(g: Any, x: Any) -> Any:
@@ -125,7 +146,8 @@ squared_error = Pointwise("squared_error", scalar.squared_error, promoting, {
     "a": lambda g, a, b: g * (2 * (a - b)), "b": lambda g, a, b: g * (2 * (b - a)),
 }, grad_name="MseLoss", check=_floats_only("mse_loss"))  # fmt: skip
 
-# --- conditions --------------------------------------------------------------------------------------------------------
+# --- conditions
+# --------------------------------------------------------------------------------------------------------
 eq, ne = Pointwise("eq", scalar.eq, comparing), Pointwise("ne", scalar.ne, comparing)
 lt, le = Pointwise("lt", scalar.lt, comparing), Pointwise("le", scalar.le, comparing)
 gt, ge = Pointwise("gt", scalar.gt, comparing), Pointwise("ge", scalar.ge, comparing)
@@ -134,7 +156,8 @@ logical_or = Pointwise("logical_or", scalar.logical_or, logical)
 logical_xor = Pointwise("logical_xor", scalar.logical_xor, logical)
 logical_not = Pointwise("logical_not", scalar.logical_not, logical)
 
-# --- copies ------------------------------------------------------------------------------------------------------------
+# --- copies
+# ------------------------------------------------------------------------------------------------------------
 clone = Pointwise("clone", scalar.identity, promoting, lambda g: g)
 copy = Pointwise("copy", scalar.identity, promoting, lambda g: g)
 
@@ -153,7 +176,7 @@ TABLE: dict[str, Pointwise] = {
 
 def _install_operators() -> None:
     def forward(row: Pointwise) -> Any:
-        return lambda a, b: row(a, b)
+        return lambda a, b: row(a, b)  # noqa: PLW0108  a plain function, which binds
 
     def reflected(row: Pointwise) -> Any:
         return lambda a, b: row(b, a)
@@ -163,7 +186,7 @@ def _install_operators() -> None:
         setattr(Symbol, f"__r{name}__", reflected(row))
     for name, row in {"lt": lt, "le": le, "gt": gt, "ge": ge}.items():
         setattr(Symbol, f"__{name}__", forward(row))
-    Symbol.__neg__ = lambda a: neg(a)  # type: ignore[attr-defined]
+    Symbol.__neg__ = lambda a: neg(a)  # type: ignore[attr-defined]  # noqa: PLW0108
 
 
 _install_operators()

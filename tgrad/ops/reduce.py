@@ -35,8 +35,8 @@ def reduce_launch(
 ) -> Launch:  # fmt: skip
     """Reduce `expression` of `operands` (those that are tensors: `ins`), broadcast to `shape`, over `dims`.
 
-    The callable takes the result's address, those of `ins`, the expression's numbers and, if `divide`, a number that the
-    total is divided by. Sums of half types accumulate in float32, of integers in int64.
+    The callable takes the result's address, those of `ins`, the expression's numbers and, if `divide`, a number that
+    the total is divided by. Sums of half types accumulate in float32, of integers in int64.
     """
     natural = expression.lower(operands, [None]).results[0]
     accumulator = dtypes.accumulator(natural)
@@ -70,8 +70,8 @@ def reduce_launch(
         )
     keep = program(1, (), (), ((0, acc),))
     first = kernel.prepare_reduce(
-        lowered.program, keep, kind, (acc, lowered.tensors, numbers, acc), kept, reduced, numbers=len(numbers), pieces=pieces,
-        block=block, **options,
+        lowered.program, keep, kind, (acc, lowered.tensors, numbers, acc), kept, reduced, numbers=len(numbers),
+        pieces=pieces, block=block, **options,
     )  # fmt: skip
     second = kernel.prepare_reduce(
         keep, finish, kind, (result, (acc,), divisor, acc), ((m,), [(1,)]), ((pieces,), [(m,)]), numbers=0, pieces=1,
@@ -104,7 +104,8 @@ def expand(x: Tensor, *sizes: Any) -> Tensor:
     lead = len(given) - x.ndim
     if lead < 0:
         raise RuntimeError(
-            f"expand: the number of sizes provided ({len(given)}) must be greater or equal to the number of dimensions in the "
+            f"expand: the number of sizes provided ({len(given)}) must be greater or equal to the number of "
+            f"dimensions in the "
             f"tensor ({x.ndim})"
         )
     shape = []
@@ -114,7 +115,8 @@ def expand(x: Tensor, *sizes: Any) -> Tensor:
             raise RuntimeError(f"expand: -1 is not allowed in a leading, non-existing dimension {d}")
         if have is not None and size not in (-1, have) and have != 1:
             raise RuntimeError(
-                f"The expanded size of the tensor ({size}) must match the existing size ({have}) at non-singleton dimension "
+                f"The expanded size of the tensor ({size}) must match the existing size ({have}) at non-singleton "
+                f"dimension "
                 f"{d}.  Target sizes: {list(given)}.  Tensor sizes: {list(x.shape)}"
             )
         shape.append(have if size == -1 else int(size))
@@ -137,7 +139,7 @@ def _sum_dtype(x: dtype, asked: dtype | None) -> dtype:
 def _build_sum(x: Tensor, dims: tuple[int, ...], keepdim: bool, out_dtype: dtype) -> tuple[list[Layout], Launch]:
     shape = tuple(x.shape)
     out = layout(out_dtype, reduced_shape(shape, dims, keepdim), None, compute)
-    cast = COPY if out_dtype is x.dtype else Expression.of(lambda v: p.cast(out_dtype)(v), 1)
+    cast = COPY if out_dtype is x.dtype else Expression.of(p.cast(out_dtype), 1)
     return [out], reduce_launch("sum", "sum", cast, ((x.dtype, dtypes.TENSOR),), [x.layout], shape, dims, out)
 
 
@@ -145,7 +147,7 @@ def _build_mean(x: Tensor, dims: tuple[int, ...], keepdim: bool, out_dtype: dtyp
     shape = tuple(x.shape)
     out = layout(out_dtype, reduced_shape(shape, dims, keepdim), None, compute)
     count = float(numel(shape[d] for d in dims))
-    cast = COPY if out_dtype is x.dtype else Expression.of(lambda v: p.cast(out_dtype)(v), 1)
+    cast = COPY if out_dtype is x.dtype else Expression.of(p.cast(out_dtype), 1)
     launch = reduce_launch("mean", "sum", cast, ((x.dtype, dtypes.TENSOR),), [x.layout], shape, dims, out, divide=True)
     return [out], lambda *addresses: launch(*addresses, count)
 
@@ -168,7 +170,9 @@ def _back(g: Tensor, shape: tuple[int, ...], dims: tuple[int, ...], keepdim: boo
     return expand_op(g if keepdim else reshape(g, kept), shape=shape)
 
 
-def _extreme_grad(g: Tensor, x: Tensor, out: Tensor, *, dims: tuple[int, ...], keepdim: bool, x_shape: tuple[int, ...]) -> Tensor:
+def _extreme_grad(
+    g: Tensor, x: Tensor, out: Tensor, *, dims: tuple[int, ...], keepdim: bool, x_shape: tuple[int, ...]
+) -> Tensor:
     """Ties share the gradient equally."""
     ties = p.eq(x, _back(out, x_shape, dims, keepdim))
     count = sum_op(ties, dims=dims, keepdim=True, out_dtype=x.dtype)
@@ -176,12 +180,11 @@ def _extreme_grad(g: Tensor, x: Tensor, out: Tensor, *, dims: tuple[int, ...], k
     return p.where(ties, share, 0)
 
 
-sum_op = Kernel(
-    "sum", ("x",), _build_sum,
-    {"x": lambda g, *, dims, keepdim, x_shape, x_dtype: p.cast(x_dtype)(_back(g, x_shape, dims, keepdim)) if g.dtype is not x_dtype
-          else _back(g, x_shape, dims, keepdim)},
-    settings=("dims", "keepdim", "out_dtype"),
-)  # fmt: skip
+def _sum_grad(g: Tensor, *, dims: tuple[int, ...], keepdim: bool, x_shape: tuple[int, ...], x_dtype: dtype) -> Tensor:
+    return _back(g if g.dtype is x_dtype else p.cast(x_dtype)(g), x_shape, dims, keepdim)
+
+
+sum_op = Kernel("sum", ("x",), _build_sum, {"x": _sum_grad}, settings=("dims", "keepdim", "out_dtype"))
 mean_op = Kernel(
     "mean", ("x",), _build_mean,
     {"x": lambda g, *, dims, keepdim, x_shape: _back(
@@ -192,7 +195,9 @@ amax_op = Kernel("amax", ("x",), _build_extreme("max"), {"x": _extreme_grad}, se
 amin_op = Kernel("amin", ("x",), _build_extreme("min"), {"x": _extreme_grad}, settings=("dims", "keepdim"))
 
 
-def sum(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: dtype | None = None) -> Tensor:
+def sum(
+    x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: dtype | None = None
+) -> Tensor:
     """Sum over `dim` (all if None). Integers sum to int64; half types accumulate in float32.
 
     Raises:
@@ -201,7 +206,9 @@ def sum(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False
     return sum_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim), out_dtype=_sum_dtype(x.dtype, dtype))
 
 
-def mean(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: dtype | None = None) -> Tensor:
+def mean(
+    x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: dtype | None = None
+) -> Tensor:
     """Mean over `dim` (all if None).
 
     Raises:
@@ -210,7 +217,8 @@ def mean(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = Fals
     kind = dtype or x.dtype
     if not kind.is_floating_point:
         raise RuntimeError(
-            f"mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. Got: {kind.legacy}"
+            f"mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
+            f"Got: {kind.legacy}"
         )
     return mean_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim), out_dtype=kind)
 
@@ -228,5 +236,8 @@ def amin(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = Fals
 def _nonempty(x: Tensor, dim: int | Sequence[int] | None, name: str) -> tuple[int, ...]:
     dims = wrap_dims(dim, x.ndim)
     if x.numel() == 0 and (dim is None or dim == ()):
-        raise RuntimeError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' argument.")
+        raise RuntimeError(
+            f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim "
+            f"with the 'dim' argument."
+        )
     return dims

@@ -97,7 +97,8 @@ def softmax(x: Tensor, dim: int, dtype: dtypes.dtype | None = None) -> Tensor:
     return softmax_op(x, dim=wrap_dim(dim, x.ndim))
 
 
-# --- cross-entropy -------------------------------------------------------------------------------------------------------
+# --- cross-entropy
+# -------------------------------------------------------------------------------------------------------
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -112,7 +113,8 @@ def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction
     out = layout(x.dtype, rows_shape if reduction == "none" else (), None, compute)
     sizes, strides = collapse(rows_shape, [x.layout.strides[:-1], target.layout.strides])
     rows = prepare_rows(
-        "cross_entropy", (accumulator.triton, accumulator.triton, x.dtype.triton, target.dtype.triton), m, n, (ignore_index,),
+        "cross_entropy", (accumulator.triton, accumulator.triton, x.dtype.triton, target.dtype.triton), m, n,
+        (ignore_index,),
         sizes, strides, (x.layout.strides[-1],), {}, accumulator=accumulator.triton,
         aligned=x.layout.aligned and target.layout.aligned, wide=max(x.layout.extent, target.layout.extent) >= 2**31,
     ) if m else None  # fmt: skip
@@ -129,7 +131,7 @@ def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction
         mean = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, count)
         from tgrad.op import pointwise_launch
 
-        ratio = Expression.of(lambda a, b: p.div(a, b), 2).lower(operand * 2, [x.dtype])
+        ratio = Expression.of(p.div, 2).lower(operand * 2, [x.dtype])
         divide = pointwise_launch("cross_entropy_mean", ratio, [out], [count, count])
 
         def finish(to: int, losses: int, counted: int = 0) -> None:
@@ -173,7 +175,9 @@ _cross_entropy_backward = Kernel(
 )  # fmt: skip
 
 
-def _cross_entropy_grad(g: Tensor, input: Tensor, target: Tensor, count: Tensor, *, ignore_index: int, reduction: str) -> Tensor:
+def _cross_entropy_grad(
+    g: Tensor, input: Tensor, target: Tensor, count: Tensor, *, ignore_index: int, reduction: str
+) -> Tensor:
     """(softmax - one_hot) * g in recorded maths."""
     from tgrad.ops.creation import arange
 
@@ -195,7 +199,8 @@ cross_entropy_op = Kernel(
 
 
 def cross_entropy(input: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
-    """-log(softmax(input))[target]: input (N, C), (C,) or (N, C, d1, ...), target (N,), () or (N, d1, ...) of class indices.
+    """-log(softmax(input))[target]: input (N, C), (C,) or (N, C, d1, ...), target (N,), () or (N, d1, ...) of class
+    indices.
 
     Keeps input, target and one number. On the CPU a class out of range raises; on a GPU its loss is nan.
 
@@ -208,17 +213,26 @@ def cross_entropy(input: Tensor, target: Tensor, ignore_index: int = -100, reduc
         wrong = input if not isinstance(input, Tensor) else target
         raise TypeError(f"cross_entropy: expected two Tensors, got {type(wrong).__name__}")
     if not input.dtype.is_floating_point:
-        raise RuntimeError(f"cross_entropy: not implemented for {input.dtype!r}: convert the input first, as in x.float()")
+        raise RuntimeError(
+            f"cross_entropy: not implemented for {input.dtype!r}: convert the input first, as in x.float()"
+        )
     if target.dtype not in (dtypes.int64, dtypes.uint8):
-        raise RuntimeError(f"cross_entropy: expected scalar type Long but found {target.dtype.legacy}: class indices are int64")
+        raise RuntimeError(
+            f"cross_entropy: expected scalar type Long but found {target.dtype.legacy}: class indices are int64"
+        )
     if input.ndim == 0:
         raise RuntimeError("cross_entropy: input must have at least one dimension, the classes")
     classes = 0 if input.ndim == 1 else 1
     expected = tuple(n for d, n in enumerate(input.shape) if d != classes)
     if tuple(target.shape) != expected:
         if input.ndim > 1 and target.ndim and input.shape[0] != target.shape[0]:
-            raise ValueError(f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]}).")
-        raise RuntimeError(f"cross_entropy: expected target shape {expected} for input shape {tuple(input.shape)}, got {tuple(target.shape)}")
+            raise ValueError(
+                f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})."
+            )
+        raise RuntimeError(
+            f"cross_entropy: expected target shape {expected} for input shape {tuple(input.shape)}, got "
+            f"{tuple(target.shape)}"
+        )
     if compute.type == "cpu" and target.numel():
         _check_classes(target, input.shape[classes], ignore_index)
     if classes != input.ndim - 1:

@@ -15,10 +15,11 @@ from tgrad.op import Kernel, View, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor
 
-COPY = Expression.of(lambda x: p.copy(x), 1)
+COPY = Expression.of(p.copy, 1)
 
 
-# --- reshape -----------------------------------------------------------------------------------------------------------
+# --- reshape
+# -----------------------------------------------------------------------------------------------------------
 def _build_view(x: Layout, shape: tuple[int, ...]) -> tuple:
     strides = view_strides(tuple(x.shape), x.strides, shape)
     if strides is None:
@@ -84,7 +85,8 @@ def _sizes(shape: tuple) -> tuple[int, ...]:
     return tuple(int(s) for s in sizes)
 
 
-# --- order of dimensions -----------------------------------------------------------------------------------------------
+# --- order of dimensions
+# -----------------------------------------------------------------------------------------------
 def _build_permute(x: Layout, dims: tuple[int, ...]) -> tuple:
     return tuple(x.shape[d] for d in dims), tuple(x.strides[d] for d in dims), 0
 
@@ -105,8 +107,11 @@ def permute(x: Tensor, *dims: Any) -> Tensor:
     order = [wrap_dim(d, x.ndim) for d in _sizes(dims)]
     if len(order) != x.ndim:
         raise RuntimeError(
-            f"permute(sparse_coo): number of dimensions in the tensor input does not match the length of the desired ordering "
-            f"of dimensions i.e. input.dim() = {x.ndim} is not equal to len(dims) = {len(order)}".replace("(sparse_coo)", "")
+            f"permute(sparse_coo): number of dimensions in the tensor input does not match the length of the desired "
+            f"ordering "
+            f"of dimensions i.e. input.dim() = {x.ndim} is not equal to len(dims) = {len(order)}".replace(
+                "(sparse_coo)", ""
+            )
         )
     if len(set(order)) != len(order):
         raise RuntimeError("permute(): duplicate dims are not allowed.")
@@ -129,7 +134,8 @@ def t(x: Tensor) -> Tensor:
     return t_op(x, dims=tuple(reversed(range(x.ndim))))
 
 
-# --- dimensions of size 1 ----------------------------------------------------------------------------------------------
+# --- dimensions of size 1
+# ----------------------------------------------------------------------------------------------
 def _build_squeeze(x: Layout, dims: tuple[int, ...]) -> tuple:
     keep = [d for d in range(len(x.shape)) if d not in dims]
     return tuple(x.shape[d] for d in keep), tuple(x.strides[d] for d in keep), 0
@@ -140,7 +146,12 @@ def _build_unsqueeze(x: Layout, dim: int) -> tuple:
     return (*x.shape[:dim], 1, *x.shape[dim:]), (*x.strides[:dim], stride, *x.strides[dim:]), 0
 
 
-squeeze_op = View("squeeze", _build_squeeze, lambda g, *, x_shape: view_op(g, shape=x_shape) if g.layout.contiguous else reshape(g, x_shape), settings=("dims",))
+squeeze_op = View(
+    "squeeze",
+    _build_squeeze,
+    lambda g, *, x_shape: view_op(g, shape=x_shape) if g.layout.contiguous else reshape(g, x_shape),
+    settings=("dims",),
+)
 unsqueeze_op = View("unsqueeze", _build_unsqueeze, lambda g, *, dim: squeeze_op(g, dims=(dim,)), settings=("dim",))
 
 
@@ -155,7 +166,8 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
     return unsqueeze_op(x, dim=wrap_dim(dim, x.ndim + 1))
 
 
-# --- parts -------------------------------------------------------------------------------------------------------------
+# --- parts
+# -------------------------------------------------------------------------------------------------------------
 def _build_slice(x: Layout, dim: int, start: int, stop: int, step: int) -> tuple:
     size = max(0, -(-(stop - start) // step))
     shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
@@ -195,11 +207,13 @@ def _build_embed(g: Tensor, dim: int, start: int, step: int, shape: tuple[int, .
     return [out], launch
 
 
+def _embed_grad(g: Tensor, *, dim: int, start: int, step: int, g_shape: tuple[int, ...]) -> Tensor:
+    return slice_op(g, dim=dim, start=start, stop=start + g_shape[dim] * step, step=step)
+
+
 embed_op = Kernel(
-    "slice_backward", ("g",), _build_embed,
-    {"g": lambda g, *, dim, start, step, g_shape: slice_op(g, dim=dim, start=start, stop=start + g_shape[dim] * step, step=step)},
-    settings=("dim", "start", "step", "shape"),
-)  # fmt: skip
+    "slice_backward", ("g",), _build_embed, {"g": _embed_grad}, settings=("dim", "start", "step", "shape")
+)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -251,7 +265,9 @@ def split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, .
     else:
         sizes = list(size)
         if sum(sizes) != total:
-            raise RuntimeError(f"split_with_sizes expects split_sizes to sum exactly to {total}, but got split_sizes={sizes}")
+            raise RuntimeError(
+                f"split_with_sizes expects split_sizes to sum exactly to {total}, but got split_sizes={sizes}"
+            )
     pieces, at = [], 0
     for n in sizes:
         pieces.append(slice_op(x, dim=d, start=at, stop=at + n, step=1))
@@ -285,7 +301,8 @@ def index(x: Tensor, key: Any) -> Tensor:
             out = select(out, dim, k.__index__())
         else:
             raise IndexError(
-                f"tensors take integers, slices, None and Ellipsis as indices, got {type(k).__name__}; indexing by tensors, "
+                f"tensors take integers, slices, None and Ellipsis as indices, got {type(k).__name__}; indexing by "
+                f"tensors, "
                 "lists and masks is not supported yet"
             )
     return view_op(out, shape=tuple(x.shape)) if out is x else out

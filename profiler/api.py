@@ -1,0 +1,125 @@
+"""The profiler as a function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from tgrad.device import compute
+from tgrad.profiler import measure, output
+from tgrad.profiler.environment import environment
+from tgrad.profiler.errors import ProfilerError
+from tgrad.profiler.records import MODES
+from tgrad.profiler.report import Report
+from tgrad.profiler.workloads import Options, Workload, make
+
+# Told (what is running, steps done, steps in all) as the profiler goes.
+Progress = Callable[[str, int, int], None]
+
+REPEATS = 10
+WARMUP = 2
+
+
+def profile(
+    workloads: str | Workload | Sequence[str | Workload],
+    modes: Sequence[str] = MODES,
+    *,
+    batch_size: int | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    width: int | None = None,
+    depth: int | None = None,
+    repeats: int = REPEATS,
+    warmup: int = WARMUP,
+    seed: int = 0,
+    out: str | os.PathLike | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure workloads in grad modes.
+
+    Args:
+        workloads: names (`tutorial`, `digits`, `mlp`), `file.py:factory`, or Workload objects.
+        modes: any of `grad`, `no_grad`, `inference_mode`.
+        batch_size: rows of a batch; None: the workload's own.
+        dtype: of parameters and inputs: float16, bfloat16, float32 or float64.
+        device: `auto`, `cpu` or `cuda`. A process computes on one device: anything but that one is an error.
+        width, depth: of the hidden layers of `mlp`.
+        repeats: timed runs of each mode, after `warmup` untimed ones.
+        seed: of weights and data.
+        out: a folder for the report's files; None writes nothing.
+        force: replace the report that is in `out`.
+        progress: told what is running.
+
+    Returns:
+        A Report.
+
+    Raises:
+        ProfilerError: the request cannot be carried out; the message is one line.
+        tgrad.OutOfMemoryError: memory ran out.
+    """
+    given = [workloads] if isinstance(workloads, (str, Workload)) else list(workloads)
+    names = (modes,) if isinstance(modes, str) else tuple(modes)
+    options = Options(batch_size, dtype, width, depth, seed)
+    check(given, names, device, repeats, warmup)
+    if out is not None:
+        output.check(out, force)  # before minutes of measuring
+    made = _distinct([make(w, options) for w in given])
+    total = sum(measure.steps(w.held, names, repeats, warmup) for w in made)
+    records, done = measure.Records(), 0
+    for workload in made:
+
+        def step(name: str = workload.name) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(name, done, total)
+
+        if progress is not None:
+            progress(workload.name, done, total)
+        found = measure.profile(workload, names, dtype=dtype, seed=seed, repeats=repeats, warmup=warmup, on_step=step)
+        records.extend(found)
+    report = Report(records, environment(seed), {w.name: w.about for w in made})
+    if out is not None:
+        report.save(out, force)
+    return report
+
+
+def check(workloads: Sequence[str | Workload], modes: Sequence[str], device: str, repeats: int, warmup: int) -> None:
+    """Raises ProfilerError for what can be seen to be wrong before anything is made."""
+    if not workloads:
+        raise ProfilerError("no workload given; name at least one, such as mlp")
+    for w in workloads:
+        if not isinstance(w, (str, Workload)):
+            raise ProfilerError(f"a workload is a name or a Workload, got {type(w).__name__}")
+    if not modes:
+        raise ProfilerError(f"--modes: none given; choose from {', '.join(MODES)}")
+    for i, mode in enumerate(modes):
+        if mode not in MODES:
+            raise ProfilerError(f"--modes: unknown mode '{mode}'; choose from {', '.join(MODES)}")
+        if mode in modes[:i]:
+            raise ProfilerError(f"--modes: '{mode}' is given twice; name each mode once")
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ProfilerError(f"--repeats: expected a whole number of at least 1, got {repeats}")
+    if not isinstance(warmup, int) or warmup < 0:
+        raise ProfilerError(f"warmup: expected a whole number of at least 0, got {warmup}")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ProfilerError(f"--device: unknown device '{device}'; choose auto, cpu or cuda")
+    if device == "cuda" and compute.type != "cuda":
+        raise ProfilerError(
+            "--device cuda: there is no CUDA device that this process can use; choose --device auto or cpu"
+        )
+    if device == "cpu" and compute.type != "cpu":
+        raise ProfilerError(
+            f"--device cpu: this process computes on {compute}; to use the CPU, set TRITON_INTERPRET=1 before Python starts"
+        )
+
+
+def _distinct(workloads: list[Workload]) -> list[Workload]:
+    """Raises ProfilerError if two share a name: rows and files are named after it."""
+    seen: set[str] = set()
+    for w in workloads:
+        if w.name in seen:
+            raise ProfilerError(f"workload '{w.name}' is given twice; name each workload once")
+        seen.add(w.name)
+    return workloads

@@ -1,0 +1,251 @@
+"""The `tgrad` command. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 2 the request was wrong or could not be carried out, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tgrad.profiler.errors import ProfilerError, one_line
+
+if TYPE_CHECKING:
+    from tgrad.profiler.api import Progress
+    from tgrad.profiler.report import Report
+
+OK, USAGE, INTERRUPTED = 0, 2, 130
+
+WORKLOADS = """\
+workloads:
+  tutorial          PyTorch's no_grad tutorial: 100 outputs of Linear(1000, 1000), with their graph and without
+  digits            an MLP 64-64-10 on scikit-learn's 1,797 images of digits
+  mlp               a deep MLP; --width and --depth
+  file.py:factory   your own: factory() returns (model, example_input), (model, example_input, loss_fn) or a Workload
+
+examples:
+  tgrad profile tutorial
+  tgrad profile mlp --depth 16 --modes grad,inference_mode --out report/
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"tgrad: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(USAGE)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    import tgrad
+    from tgrad.profiler.api import REPEATS
+    from tgrad.profiler.records import MODES
+
+    top = _Parser(prog="tgrad", description="Profile models on tgrad: what each grad mode costs, in bytes and time.")
+    top.add_argument("--version", action="version", version=f"tgrad {tgrad.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    p = commands.add_parser(
+        "profile", help="compare grad, no_grad and inference_mode", epilog=WORKLOADS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument(
+        "workloads", nargs="*", metavar="WORKLOAD", help="what to profile; tutorial, digits and mlp if left out"
+    )
+    p.add_argument(
+        "--modes", default=",".join(MODES), metavar="A,B", help=f"grad modes, by commas (default: {','.join(MODES)})"
+    )
+    p.add_argument("--batch-size", type=_whole, metavar="N", help="rows of a batch (default: the workload's own)")
+    p.add_argument("--dtype", default="float32", help="float16, bfloat16, float32 (the default) or float64")
+    p.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu or cuda")
+    p.add_argument("--width", type=_whole, metavar="N", help="width of mlp's hidden layers (default: 256)")
+    p.add_argument("--depth", type=_whole, metavar="N", help="number of mlp's hidden layers (default: 8)")
+    p.add_argument(
+        "--repeats", type=_whole, default=REPEATS, metavar="N", help=f"timed runs of each mode (default: {REPEATS})"
+    )
+    p.add_argument("--seed", type=_whole, default=0, metavar="N", help="of weights and data (default: 0)")
+    p.add_argument(
+        "--out", metavar="DIR", help="write report.html, summary.md, CSV files and plots into this new folder"
+    )
+    p.add_argument("--force", action="store_true", help="replace the report that is in DIR")
+    p.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else, on stdout")
+    p.add_argument("--quiet", action="store_true", help="no progress, and no tables")
+    e = commands.add_parser("env", help="print versions, device and machine")
+    e.add_argument("--json", action="store_true", help="as JSON")
+    return top
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (by default, the process's own); returns the exit code."""
+    try:
+        return _run(argv)
+    except SystemExit as stop:  # argparse: --help, --version, usage errors
+        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else USAGE
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", INTERRUPTED)
+    except ProfilerError as error:
+        return _fail(str(error), USAGE)
+    except BrokenPipeError:  # the reader of stdout went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except MemoryError as error:
+        return _fail(f"out of memory: {one_line(error)}; use a smaller --batch-size, --width or --depth", USAGE)
+    except RuntimeError as error:
+        from tgrad.storage import OutOfMemoryError
+
+        if isinstance(error, OutOfMemoryError):
+            return _fail(f"{' '.join(str(error).split())}: use a smaller --batch-size, --width or --depth", USAGE)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"tgrad: error: {message}" if code != INTERRUPTED else f"tgrad: {message}", file=sys.stderr)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    given = parser().parse_args(argv)
+    if given.command == "env":
+        return _env(given.json)
+    if given.command == "profile":
+        return _profile(given, own_process=argv is None)
+    parser().print_help(sys.stderr)
+    return USAGE
+
+
+def _env(as_json: bool) -> int:
+    from tgrad.profiler.environment import environment
+
+    found = environment()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return OK
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if v not in (None, "")) or "none"
+        elif isinstance(value, list):
+            value = " ".join(value)
+        print(f"{key:15} {value}")
+    return OK
+
+
+def _profile(given: argparse.Namespace, own_process: bool) -> int:
+    from tgrad.device import compute
+    from tgrad.profiler.api import profile
+
+    if given.device == "cpu" and compute.type != "cpu" and own_process:
+        # The device was chosen when tgrad was imported: begin again with the other one.
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tgrad.profiler", *sys.argv[1:]],
+            {**os.environ, "TRITON_INTERPRET": "1"},
+        )
+    modes = [m.strip() for m in given.modes.split(",") if m.strip()]
+    with _progress(given.quiet or given.json) as progress:
+        report = profile(
+            given.workloads or ["tutorial", "digits", "mlp"], modes, batch_size=given.batch_size, dtype=given.dtype,
+            device=given.device, width=given.width, depth=given.depth, repeats=given.repeats, seed=given.seed,
+            out=given.out, force=given.force, progress=progress,
+        )  # fmt: skip
+    if given.json:
+        print(json.dumps(summary(report), indent=2))
+    elif not given.quiet:
+        show(report)
+        if given.out is not None:
+            print(f"The report is in {os.path.join(given.out, 'report.html')}")
+        else:
+            print("Add --out DIR for a report with plots and data files.")
+    return OK
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """What --json prints: the summary's rows, in words as well, and the environment. NaN is null."""
+    rows = [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in report.summary.to_dict("records")
+    ]
+    return {"runs": rows, "in_words": report.sentences(), "environment": report.environment}
+
+
+@contextmanager
+def _progress(off: bool) -> Iterator[Progress | None]:
+    """A bar on stderr, where that is a terminal."""
+    if off or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda name, done, total: bar.update(task, description=f"profiling {name}", completed=done, total=total)
+
+
+def show(report: Report) -> None:
+    """Print a table and a sentence for each workload."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tgrad.profiler import tables
+    from tgrad.profiler.environment import INTERPRETED
+
+    console = Console(highlight=False)
+    # A table that is piped into a file is not cut to 80 columns.
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    interpreted = report.environment["is_interpreted"]
+    sentences = report.sentences()
+    colours = {"grad": "dark_orange3", "no_grad": "deep_sky_blue3", "inference_mode": "spring_green4"}
+    columns = tables.columns(report.runs)
+    for name in report.workloads:
+        console.print(Text(name, style="bold"), Text(report.about.get(name, ""), style="dim"))
+        runs = [run for _, run in report.runs[report.runs["workload"] == name].iterrows()]
+        for part in _parts(columns, console.width):
+            table = Table(show_edge=False, pad_edge=False, header_style="bold")
+            table.add_column("mode", no_wrap=True)
+            for c in part:
+                table.add_column(c.heading, justify="right", no_wrap=True)
+            for run in runs:
+                mode = Text(run["mode"], style=colours.get(run["mode"], ""))
+                table.add_row(mode, *(c.cell(run)[0] for c in part))
+            console.print()
+            console.print(table)
+        if interpreted:
+            console.print(Text(f"forward, backward, host us/op: {INTERPRETED}", style="yellow"))
+        console.print()
+        console.print(sentences[name])
+        console.print()
+
+
+def _parts(columns: Sequence[Any], width: int) -> list[Sequence[Any]]:
+    """Bytes and times as one table, or as two where the terminal is narrow."""
+    from tgrad.profiler import tables
+
+    if width >= 160:
+        return [columns]
+    return [tables.BYTES, [c for c in columns if c not in tables.BYTES]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

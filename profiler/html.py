@@ -1,0 +1,119 @@
+"""The report as one HTML file that needs no network, and as Markdown."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+
+from tgrad.profiler import aggregate, tables
+from tgrad.profiler.environment import INTERPRETED
+from tgrad.profiler.units import show_bytes
+
+if TYPE_CHECKING:
+    from tgrad.profiler.report import Report
+
+Figures = dict[str, list[tuple[str, str, str]]]  # workload -> (file stem, what to see, svg)
+
+SOURCES = 40  # rows of a workload's table of sources; the rest is in saved.csv
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("tgrad.profiler")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "report.html"
+    )
+
+
+def page(report: Report, figures: Figures) -> str:
+    """The whole page, figures and style inside."""
+    return _render(report, figures, whole=True)
+
+
+def fragment(report: Report) -> str:
+    """Tables and words, to put into another page."""
+    return _render(report, {}, whole=False)
+
+
+def _render(report: Report, figures: Figures, whole: bool) -> str:
+    return _template().render(
+        whole=whole,
+        workloads=[_workload(report, name, figures.get(name, [])) for name in report.workloads],
+        columns=tables.columns(report.runs),
+        facts=_facts(report.environment),
+        interpreted=INTERPRETED if report.environment.get("is_interpreted") else None,
+        created=report.records.runs[0].created_at if report.records.runs else "",
+        modes=list(dict.fromkeys(r.mode for r in report.records.runs)),
+    )
+
+
+def _workload(report: Report, name: str, figures: list[tuple[str, str, str]]) -> dict[str, Any]:
+    runs = report.runs[report.runs["workload"] == name]
+    columns = tables.columns(report.runs)
+    return {
+        "name": name,
+        "about": report.about.get(name, ""),
+        "sentence": report.sentences()[name],
+        "rows": [(run["mode"], [c.cell(run) for c in columns]) for _, run in runs.iterrows()],
+        "figures": figures,
+        "sources": _sources(report, name),
+        "residual": int(runs["residual_bytes"].abs().max()),
+    }
+
+
+def _sources(report: Report, workload: str) -> dict[str, Any]:
+    saved = report.saved
+    mine = saved[(saved["workload"] == workload) & (saved["mode"] == "grad")]
+    table = aggregate.saved_by_source(mine) if len(mine) else pd.DataFrame()
+    rows = [
+        {
+            "module": tables.location(row), "op": row["op"], "argument": row["argument"], "category": row["category"],
+            "shape": row["shape"].replace("x", " x "), "tensors": int(row["tensors"]), "bytes": int(row["bytes"]),
+            "shown": show_bytes(row["bytes"]), "source": tables.source(row),
+        }
+        for _, row in table.iterrows()
+    ]  # fmt: skip
+    return {"rows": rows[:SOURCES], "more": max(0, len(rows) - SOURCES)}
+
+
+def _facts(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """What env.json says, flat, as (name, text)."""
+    facts: list[tuple[str, str]] = []
+    for key, value in environment.items():
+        if isinstance(value, dict):
+            facts += [(f"{key}: {k}", str(v)) for k, v in value.items() if v not in (None, "")]
+        elif isinstance(value, list):
+            facts.append((key, " ".join(map(str, value))))
+        elif value is not None:
+            facts.append((key, str(value)))
+    return facts
+
+
+def markdown(report: Report, figures: Figures) -> str:
+    """summary.md: words, a table and the plots of each workload."""
+    lines = ["# What each grad mode costs", ""]
+    environment = report.environment
+    if environment.get("is_interpreted"):
+        lines += [f"Timings: **{INTERPRETED}**. Bytes are exact on any machine.", ""]
+    packages = environment.get("packages", {})
+    lines += [
+        f"tgrad {environment.get('tgrad')} on {environment.get('device')}, Python {environment.get('python')}, "
+        f"torch {packages.get('torch')}, triton {packages.get('triton')}, seed {environment.get('seed')}.",
+        "",
+    ]
+    columns = tables.columns(report.runs)
+    sentences = report.sentences()
+    for name in report.workloads:
+        runs = report.runs[report.runs["workload"] == name]
+        lines += [f"## {name}", "", *([report.about[name], ""] if report.about.get(name) else []), sentences[name], ""]
+        lines += ["| mode | " + " | ".join(c.heading for c in columns) + " |", "|---|" + "---:|" * len(columns)]
+        for _, run in runs.iterrows():
+            lines.append(f"| {run['mode']} | " + " | ".join(c.cell(run)[0] for c in columns) + " |")
+        lines.append("")
+        for stem, says, _ in figures.get(name, []):
+            lines += [f"![{says}](plots/{stem}.png)", ""]
+    lines += ["## The columns", "", *(f"- {c.heading}: {c.meaning}." for c in columns), ""]
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""The report: records with their frames, and the one writer of its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tgrad.profiler import output
+from tgrad.profiler.measure import Records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Report:
+    """What `profile` found.
+
+    Attributes:
+        records: all that was recorded.
+        environment: where, as in env.json.
+        about: workload -> a sentence on what it is.
+
+    The frames `runs`, `samples`, `saved`, `events` and `summary` are made when first asked for.
+    """
+
+    records: Records
+    environment: dict[str, Any]
+    about: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """A row a (workload, mode): `records.RunRecord`."""
+        from tgrad.profiler.aggregate import runs_frame
+
+        return runs_frame(self.records.runs)
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """A row a timed call: `records.SampleRecord`."""
+        from tgrad.profiler.aggregate import samples_frame
+
+        return samples_frame(self.records.samples)
+
+    @cached_property
+    def saved(self) -> pd.DataFrame:
+        """A row a saved tensor: `records.SavedRow`."""
+        from tgrad.profiler.aggregate import saved_frame
+
+        return saved_frame(self.records.saved)
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """A row an allocation or free: `records.EventRow`."""
+        from tgrad.profiler.aggregate import events_frame
+
+        return events_frame(self.records.events)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """The first columns to look at: `aggregate.SUMMARY`."""
+        from tgrad.profiler.aggregate import summary
+
+        return summary(self.runs)
+
+    @property
+    def workloads(self) -> list[str]:
+        """Names, in the order they ran."""
+        return list(dict.fromkeys(r.workload for r in self.records.runs))
+
+    def sentences(self) -> dict[str, str]:
+        """Workload -> what its runs say, in words."""
+        from tgrad.profiler.words import sentence
+
+        return {w: sentence(self.runs[self.runs["workload"] == w]) for w in self.workloads}
+
+    def save(self, out: str | os.PathLike, force: bool = False) -> Path:
+        """Write the folder `out`: report.html, summary.md, CSV files, plots, env.json. It appears whole or not at all.
+
+        Args:
+            force: replace a report that is there. A folder with anything else in it is never replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ProfilerError: the folder cannot be written, or may not be replaced.
+        """
+        from tgrad.profiler import html, plots
+
+        with output.folder(out, force) as folder:
+            for name in ("runs", "samples", "saved", "events"):
+                getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            (folder / "env.json").write_text(json.dumps(self.environment, indent=2) + "\n", encoding="utf-8")
+            figures: dict[str, list[tuple[str, str, str]]] = {}
+            (folder / "plots").mkdir()
+            for workload in self.workloads:
+                figures[workload] = []
+                for stem, says, fig in plots.draw(self.runs, self.saved, self.events, workload):
+                    (folder / "plots" / f"{stem}.png").write_bytes(plots.png(fig))
+                    figures[workload].append((stem, says, plots.svg(fig, f"{workload}: {says}")))
+            (folder / "summary.md").write_text(html.markdown(self, figures), encoding="utf-8")
+            (folder / "report.html").write_text(html.page(self, figures), encoding="utf-8")
+        return Path(out).expanduser().resolve()
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the tables and the words, without the plots."""
+        from tgrad.profiler import html
+
+        return html.fragment(self)

@@ -1,0 +1,86 @@
+"""Parameters and buffers: the tensors that a Module registers when they are assigned to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tgrad import dtypes
+from tgrad import modes
+from tgrad.ops import creation
+from tgrad.tensor import Tensor
+
+
+def typename(x: object) -> str:
+    """What PyTorch's messages call `x`: "torch.FloatTensor" for a tensor, else its class."""
+    if isinstance(x, Parameter):
+        return f"{type(x).__module__}.{type(x).__qualname__}"
+    if isinstance(x, Tensor):
+        return f"torch.{'cuda.' if x.is_cuda else ''}{x.dtype.legacy}Tensor"
+    kind = x if isinstance(x, type) else type(x)
+    return kind.__qualname__ if kind.__module__ in ("builtins", "__builtin__") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _over(cls: type, data: Tensor | None, name: str) -> Any:
+    """A tensor of class `cls`, without history, over the memory and write counter of `data`."""
+    if data is None:
+        data = creation.empty(0, dtype=dtypes.get_default_dtype())
+    if not isinstance(data, Tensor):
+        raise TypeError(f"{name}: expected data to be a Tensor, got {type(data).__name__}")
+    t = object.__new__(cls)
+    t.layout, t.storage, t.ptr, t.version = data.layout, data.storage, data.ptr, data.version  # type: ignore[attr-defined]
+    t._requires_grad = False  # type: ignore[attr-defined]
+    t.node = t._grad = t.base = t.hooks = None  # type: ignore[attr-defined]
+    return t
+
+
+class Parameter(Tensor):
+    """A leaf tensor that a Module lists among its parameters. Operations on it give plain Tensors.
+
+    Args:
+        data: its values; memory and version counter are shared, history is not. None: no elements.
+
+    Raises:
+        RuntimeError: gradients of an integer tensor, or of an inference tensor outside inference mode.
+    """
+
+    def __new__(cls, data: Tensor | None = None, requires_grad: bool = True) -> Parameter:
+        t = _over(cls, data, "Parameter")
+        if requires_grad:
+            if not t.layout.dtype.is_floating_point:
+                raise RuntimeError("Only Tensors of floating point and complex dtype can require gradients")
+            t.requires_grad_()
+        return t
+
+    def __deepcopy__(self, memo: dict) -> Parameter:
+        copied = type(self)(self.detach().clone(), self._requires_grad)
+        memo[id(self)] = copied
+        return copied
+
+    def __repr__(self) -> str:
+        return "Parameter containing:\n" + super().__repr__()
+
+
+class Buffer(Tensor):
+    """A tensor that a Module registers as a buffer.
+
+    Args:
+        persistent: whether it is part of the module's state_dict.
+    """
+
+    persistent: bool
+
+    def __new__(cls, data: Tensor | None = None, *, persistent: bool = True) -> Buffer:
+        t = _over(cls, data, "Buffer")
+        t.persistent = persistent
+        t._requires_grad = data is not None and data._requires_grad
+        return t
+
+    def __deepcopy__(self, memo: dict) -> Buffer:
+        with modes.no_grad():
+            copied = type(self)(self.detach().clone(), persistent=self.persistent)
+        copied._requires_grad = self._requires_grad
+        memo[id(self)] = copied
+        return copied
+
+
+__all__ = ["Buffer", "Parameter", "typename"]
