@@ -86,7 +86,7 @@ def prepare_matmul(
     sizes: tuple[int, int, int],
     a_strides: tuple[int, int],
     b_strides: tuple[int, int],
-    extra_strides: tuple[tuple[int, int], ...],
+    extra_strides: tuple[tuple[int, ...], ...],
     batch: tuple[tuple[int, ...], list[tuple[int, ...]]],
     *,
     precision: str,

@@ -111,7 +111,7 @@ def check(workloads: Sequence[str | Workload], modes: Sequence[str], device: str
         )
     if device == "cpu" and compute.type != "cpu":
         raise ProfilerError(
-            f"--device cpu: this process computes on {compute}; to use the CPU, set TRITON_INTERPRET=1 before Python starts"
+            f"--device cpu: this process computes on {compute}; set TRITON_INTERPRET=1 before Python starts"
         )
 
 

@@ -28,7 +28,7 @@ class RunRecord:
         graph_bytes: all that the graph keeps: intermediates + inputs held + outputs saved. Each storage counts once.
         graph_logical_bytes: elements times their size over every saved tensor, so a tensor saved twice counts twice.
         live_before_bytes, live_after_bytes: the ledger before the batch was made, and after the forward.
-        residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held): 0, or bytes are unexplained.
+        residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held): unexplained.
         peak_bytes, peak_forward_bytes: most that was live in the ledger, at any time and before the backward.
 
     Time, over `repeats` runs on one batch, the profiler's recording switched off:

@@ -63,7 +63,9 @@ BYTES = (
     ),
     Column("parameters", "the model's parameters: live before, with or without a graph", _bytes("parameters_bytes")),
     Column(
-        "peak", "the most that was live at any moment of the loop and its backward, parameters included", _bytes("peak_bytes")
+        "peak",
+        "the most that was live at any moment of the loop and its backward, parameters included",
+        _bytes("peak_bytes"),
     ),
 )  # fmt: skip
 TIMES = (

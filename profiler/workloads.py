@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tgrad
 from tgrad import nn
 from tgrad.profiler import digits
@@ -121,7 +123,7 @@ def mlp(options: Options) -> Workload:
     model = nn.Sequential(*layers, nn.Linear(width, 10, dtype=dtype))
 
     def batch() -> tuple[tuple, tuple]:
-        return (tgrad.randn(rows, width, dtype=dtype),), (tgrad.arange(rows) % 10,)
+        return (tgrad.randn(rows, width, dtype=dtype),), (tgrad.tensor(np.arange(rows) % 10),)
 
     return Workload(
         "mlp", model, batch, nn.CrossEntropyLoss(), 1, rows,
@@ -264,8 +266,8 @@ def _arguments(factory: Callable[..., Any], options: Options, label: str) -> dic
             given[option] = value
             if option not in parameters:
                 raise ProfilerError(
-                    f"{label}: --{option.replace('_', '-')} was given, but the factory has no parameter '{option}': add "
-                    "it, or leave the option out"
+                    f"{label}: --{option.replace('_', '-')} was given, but the factory has no parameter '{option}': "
+                    "add it, or leave the option out"
                 )
     if options.dtype != "float32" and "dtype" not in parameters:
         raise ProfilerError(

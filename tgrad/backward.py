@@ -29,12 +29,9 @@ def gradients(node: Node, g: Tensor) -> list[Gradient]:
     if node.saved is None:
         raise RuntimeError(
             "Trying to backward through the graph a second time (or directly access saved tensors after they have "
-            "already "
-            "been freed). Saved intermediate values of the graph are freed when you call .backward() or "
-            "autograd.grad(). "
-            "Specify retain_graph=True if you need to backward through the graph a second time or if you need to "
-            "access "
-            "saved tensors after calling backward."
+            "already been freed). Saved intermediate values of the graph are freed when you call .backward() or "
+            "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a second time or "
+            "if you need to access saved tensors after calling backward."
         )
     saved = [s.unpack(node) for s in node.saved]
     if isinstance(node.rule, PointwiseRule):
@@ -74,7 +71,7 @@ def _composed(name: str, expression: Expression) -> Composed:
     return Composed(f"{name}_backward", expression, [f"x{i}" for i in range(expression.n_inputs)])
 
 
-def _fit(out: Tensor, like: Layout, own: bool) -> Gradient:
+def _fit(out: Tensor, like: Layout, own: bool) -> tuple[Tensor, bool]:
     """Summed to the shape and cast to the dtype of the input."""
     if out.layout.shape != like.shape:
         out, own = sum_to(out, tuple(like.shape)), True

@@ -13,9 +13,9 @@ from tgrad.modes import current
 from tgrad.tensor import Tensor, empty, make
 
 if TYPE_CHECKING:
-    from tgrad.op import Op
+    from tgrad.op import Op, Plan
 
-# Plans of one op are dropped together when they are this many: each new shape adds one.
+# The most plans of one op: each new shape adds one.
 MAX_PLANS = 4096
 
 
@@ -41,7 +41,7 @@ def dispatch(op: Op, args: Sequence[Any], settings: tuple = ()) -> list[Tensor]:
     key = (*[a.layout if isinstance(a, Tensor) else a.__class__ for a in args], *settings)
     plan = op.plans.get(key)
     if plan is None:
-        plan = build_plan(op, key, args, settings)
+        plan = keep_plan(op, key, op.build(args, settings))
     mode = current()
     inference = mode.inference
     outs = [empty(layout, inference) for layout in plan.outs]
@@ -57,15 +57,15 @@ def numbers(args: Sequence[Any]) -> list[int | float]:
     return [a for a in args if a is not None and not isinstance(a, Tensor)]
 
 
-def build_plan(op: Op, key: tuple, args: Sequence[Any], settings: tuple) -> Any:
-    plan = op.build(args, settings)
+def keep_plan(op: Op, key: tuple, plan: Plan) -> Plan:
+    """Remember a plan; all of an op's are dropped together when they are MAX_PLANS."""
     if len(op.plans) >= MAX_PLANS:
         op.plans.clear()
     op.plans[key] = plan
     return plan
 
 
-def record(plan: Any, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
+def record(plan: Plan, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
     mask, bit = 0, 1
     for a in args:
         if isinstance(a, Tensor) and a._requires_grad:
@@ -82,7 +82,7 @@ def view(op: Op, x: Tensor, settings: tuple) -> Tensor:
     key = (x.layout, *settings)
     plan = op.plans.get(key)
     if plan is None:
-        plan = build_plan(op, key, (x,), settings)
+        plan = keep_plan(op, key, op.build((x,), settings))
     out = make(plan.outs[0], x.storage, x.ptr + plan.offset, x.version)
     out.base = x if x.base is None else x.base
     if x._requires_grad and current().record:

@@ -296,8 +296,7 @@ def grad(
         if g is None and not allow_unused:
             raise RuntimeError(
                 f"The differentiated Tensor at index {i} appears to not have been used in the graph. Set "
-                f"allow_unused=True if "
-                "this is the desired behavior."
+                "allow_unused=True if this is the desired behavior."
             )
         results.append(g)
     return tuple(results)
@@ -338,12 +337,9 @@ def _warn_create_graph() -> None:
         _warned_create_graph = True
         warnings.warn(
             "Using backward() with create_graph=True will create a reference cycle between the parameter and its "
-            "gradient "
-            "which can cause a memory leak. We recommend using autograd.grad when creating the graph to avoid this. "
-            "If you "
-            "have to use this function, make sure to reset the .grad fields of your parameters to None after use to "
-            "break the "
-            "cycle and avoid the leak.",
+            "gradient which can cause a memory leak. We recommend using autograd.grad when creating the graph to "
+            "avoid this. If you have to use this function, make sure to reset the .grad fields of your parameters "
+            "to None after use to break the cycle and avoid the leak.",
             UserWarning,
             stacklevel=3,
         )

@@ -171,7 +171,7 @@ class Expression:
         steps = []
         for k, ((row, args), want) in enumerate(zip(self.steps, wants, strict=True)):
             slots[("step", k)] = first + k
-            line = []
+            line: list[tuple[int, str | None]] = []
             for a, w in zip(args, want, strict=True):
                 if a[0] == "number":
                     line.append((constants[(a[1], w.triton, isinstance(a[1], bool))], None))

@@ -27,11 +27,9 @@ class Saved:
         """`own`: t is the result of the node that saves it. (Auxiliary results have no history.)"""
         if t.version is None:
             raise RuntimeError(
-                "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference mode "
-                "in "
-                "computation tracked by autograd. To work around this, you can make a clone to get a normal tensor "
-                "and use "
-                "it in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
+                "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference "
+                "mode in computation tracked by autograd. To work around this, you can make a clone to get a normal "
+                "tensor and use it in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
             )
         self.storage = t.storage
         self.layout: Layout = t.layout
@@ -57,8 +55,7 @@ class Saved:
                 f"[{kind}.{self.layout.dtype.legacy}Tensor {list(self.layout.shape)}]{made} is at version "
                 f"{self.version.value}; expected version {self.expected} instead. It is the '{self.name}' that "
                 f"{node.name()}{where}, saved. Hint: enable anomaly detection to find the operation that failed to "
-                f"compute "
-                "its gradient, with torch.autograd.set_detect_anomaly(True)."
+                "compute its gradient, with torch.autograd.set_detect_anomaly(True)."
             )
         if isinstance(self.edge, Tensor):
             return self.edge

@@ -29,8 +29,7 @@ def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
     key = (target.layout, *[a.layout if isinstance(a, Tensor) else a.__class__ for a in args], "in place")
     plan = op.plans.get(key)
     if plan is None:
-        plan = path.build_plan(_InPlace(op, target), key, args, ())
-        op.plans[key] = plan
+        plan = path.keep_plan(op, key, _build(op, target, args))
     if path.observer is not None:
         path.observer.begin(op.name + "_")
     args = [_apart(a, target) for a in args]
@@ -60,14 +59,13 @@ def refuse(target: Tensor, mode: Mode, recording: bool) -> None:
     if target.version is None and not mode.inference:
         raise RuntimeError(
             "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone to get a "
-            "normal "
-            "tensor before doing inplace update. See https://github.com/pytorch/rfcs/pull/17 for more details."
+            "normal tensor before doing inplace update. See https://github.com/pytorch/rfcs/pull/17 for more "
+            "details."
         )
     if recording and base is not None:
         raise NotImplementedError(
             f"an in-place write on a view of a tensor of shape {tuple(base.shape)} cannot be recorded yet: write to "
-            f"the "
-            "base, or compute a new tensor"
+            "the base, or compute a new tensor"
         )
 
 
@@ -81,15 +79,13 @@ def _apart(a: Any, target: Tensor) -> Any:
     if end(a) <= target.ptr or end(target) <= a.ptr:
         return a
     raise RuntimeError(
-        "unsupported operation: some elements of the input tensor and the written-to tensor refer to a single memory "
-        "location. Please clone() the tensor before performing the operation."
+        "unsupported operation: some elements of the input tensor and the written-to tensor refer to a single "
+        "memory location. Please clone() the tensor before performing the operation."
     )
 
 
 def _as_it_was(a: Any, target: Tensor, plan: Plan, args: Sequence[Any]) -> Any:
-    """The operand as the graph shall know it: if it is the target, and a gradient needs its old value, a copy of
-    that.
-    """
+    """The operand as the graph shall know it: a copy, if it is the target and a gradient needs its old value."""
     if not isinstance(a, Tensor) or a.ptr != target.ptr or a.layout is not target.layout:
         return a
     mask = sum(1 << i for i, x in enumerate(args) if isinstance(x, Tensor) and x._requires_grad)
@@ -104,40 +100,33 @@ def _as_it_was(a: Any, target: Tensor, plan: Plan, args: Sequence[Any]) -> Any:
     return old
 
 
-class _InPlace:
-    """Builds the plan of an op whose result goes into `target`."""
-
-    def __init__(self, op: Pointwise, target: Tensor) -> None:
-        self.op, self.target, self.plans = op, target, {}  # type: ignore[var-annotated]
-
-    def build(self, args: Sequence[Any], settings: tuple) -> Plan:
-        op, target = self.op, self.target
-        name = op.name + "_"
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        check_devices(name, [target, *tensors])
-        if op.check is not None:
-            op.check([a.layout.dtype if isinstance(a, Tensor) else dtypes.of_number(a) for a in args])
-        into = target.layout
-        shape = broadcast_shapes(tuple(into.shape), *(tuple(t.shape) for t in tensors))
-        if shape != into.shape:
-            raise RuntimeError(f"output with shape {list(into.shape)} doesn't match the broadcast shape {list(shape)}")
-        if may_overlap_itself(into.shape, into.strides) and tensors:
-            raise RuntimeError(
-                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-                "location. "
-                "Please clone() the tensor before performing the operation."
-            )
-        operands = tuple(operand(a) for a in args)
-        natural = op.expression.lower(operands, [None]).results[0]
-        if op.name != "copy" and not can_cast(natural, into.dtype):
-            raise RuntimeError(
-                f"result type {natural.legacy} can't be cast to the desired output type {into.dtype.legacy}"
-            )
-        lowered = op.expression.lower(operands, [into.dtype])
-        launch = pointwise_launch(name, lowered, (into,), [t.layout for t in tensors])
-        kinds = [isinstance(a, Tensor) for a in args]
-        layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
-        return Plan((into,), launch, lambda mask: op.rule(mask, kinds, layouts, into))
+def _build(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Plan:
+    """The plan of an op whose result goes into `target`."""
+    name = op.name + "_"
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    check_devices(name, [target, *tensors])
+    if op.check is not None:
+        op.check([a.layout.dtype if isinstance(a, Tensor) else dtypes.of_number(a) for a in args])
+    into = target.layout
+    shape = broadcast_shapes(tuple(into.shape), *(tuple(t.shape) for t in tensors))
+    if shape != into.shape:
+        raise RuntimeError(f"output with shape {list(into.shape)} doesn't match the broadcast shape {list(shape)}")
+    if may_overlap_itself(into.shape, into.strides) and tensors:
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+            "location. Please clone() the tensor before performing the operation."
+        )
+    operands = tuple(operand(a) for a in args)
+    natural = op.expression.lower(operands, [None]).results[0]
+    if op.name != "copy" and not can_cast(natural, into.dtype):
+        raise RuntimeError(
+            f"result type {natural.legacy} can't be cast to the desired output type {into.dtype.legacy}"
+        )
+    lowered = op.expression.lower(operands, [into.dtype])
+    launch = pointwise_launch(name, lowered, (into,), [t.layout for t in tensors])
+    kinds = [isinstance(a, Tensor) for a in args]
+    layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
+    return Plan((into,), launch, lambda mask: op.rule(mask, kinds, layouts, into))
 
 
 def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[Any]) -> None:

@@ -25,11 +25,11 @@ class Size(tuple):
     def __repr__(self) -> str:
         return f"torch.Size([{', '.join(map(str, self))}])"
 
-    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+    def __getitem__(self, key):
         got = tuple.__getitem__(self, key)
         return Size(got) if isinstance(key, slice) else got
 
-    def __add__(self, other: tuple) -> Size:  # type: ignore[override]
+    def __add__(self, other: tuple) -> Size:
         return Size(tuple.__add__(self, tuple(other)))
 
 
@@ -144,8 +144,7 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
             if out[d] != 1:
                 raise RuntimeError(
                     f"The size of tensor a ({out[d]}) must match the size of tensor b ({size}) at non-singleton "
-                    f"dimension "
-                    f"{d} (shapes {' and '.join(str(tuple(s)) for s in shapes)})"
+                    f"dimension {d} (shapes {' and '.join(str(tuple(s)) for s in shapes)})"
                 )
             out[d] = size
     return tuple(out)
@@ -233,8 +232,8 @@ def infer_size(shape: Sequence[int], count: int) -> tuple[int, ...]:
     if -1 in sizes:
         if known == 0:
             raise RuntimeError(
-                f"cannot reshape tensor of {count} elements into shape {list(shape)} because the unspecified dimension "
-                "size -1 can be any value and is ambiguous"
+                f"cannot reshape tensor of {count} elements into shape {list(shape)} because the unspecified "
+                "dimension size -1 can be any value and is ambiguous"
             )
         if count % known == 0:
             sizes[sizes.index(-1)] = count // known

@@ -43,7 +43,7 @@ class Arithmetic:
     __truediv__, __rtruediv__ = _binary_operator(p.div), _binary_operator(p.div, True)
     __iadd__, __isub__ = _inplace_operator(p.add), _inplace_operator(p.sub)
     __imul__, __itruediv__ = _inplace_operator(p.mul), _inplace_operator(p.div)
-    __eq__, __ne__ = _binary_operator(p.eq), _binary_operator(p.ne)  # type: ignore[assignment]
+    __eq__, __ne__ = _binary_operator(p.eq), _binary_operator(p.ne)
     __lt__, __le__ = _binary_operator(p.lt), _binary_operator(p.le)
     __gt__, __ge__ = _binary_operator(p.gt), _binary_operator(p.ge)
 

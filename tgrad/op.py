@@ -139,8 +139,8 @@ def check_devices(name: str, tensors: Sequence[Tensor]) -> None:
     for t in tensors:
         if t.layout.device is not compute:
             raise RuntimeError(
-                f"{name}: expected all tensors on {compute}, found one of shape {tuple(t.shape)} on {t.layout.device}: "
-                f"CPU tensors store and convert only here, move it with .to('{compute}')"
+                f"{name}: expected all tensors on {compute}, found one of shape {tuple(t.shape)} on "
+                f"{t.layout.device}: CPU tensors store and convert only here, move it with .to('{compute}')"
             )
 
 

@@ -175,8 +175,7 @@ class Tensor:
         if not requires_grad and self.node is not None:
             raise RuntimeError(
                 "you can only change requires_grad flags of leaf variables. If you want to use a computed variable "
-                "in a "
-                "subgraph that doesn't require differentiation use var_no_grad = var.detach()."
+                "in a subgraph that doesn't require differentiation use var_no_grad = var.detach()."
             )
         if requires_grad and self.version is None and not modes.current().inference:
             raise RuntimeError("Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.")
@@ -211,10 +210,8 @@ class Tensor:
         if self._grad is None and self.node is not None and not self.retains_grad:
             warnings.warn(
                 "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed. Its .grad attribute "
-                "won't be "
-                "populated during autograd.backward(). If you indeed want the .grad field to be populated for a "
-                "non-leaf "
-                "Tensor, use .retain_grad() on the non-leaf Tensor.",
+                "won't be populated during autograd.backward(). If you indeed want the .grad field to be populated "
+                "for a non-leaf Tensor, use .retain_grad() on the non-leaf Tensor.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -278,8 +275,7 @@ class Tensor:
         if self.layout.device.type != "cpu":
             raise TypeError(
                 f"can't convert {self.layout.device} device type tensor to numpy. Use Tensor.cpu() to copy the "
-                f"tensor to "
-                "host memory first."
+                "tensor to host memory first."
             )
         if self.layout.dtype is bfloat16:
             raise TypeError("Got unsupported ScalarType BFloat16: numpy has no bfloat16, convert with .float() first")

@@ -167,7 +167,7 @@ def _build_dropout(x: Tensor, seed: int, offset: int, p: float, scale: float) ->
     ) if x.numel() else None
 
 
-dropout_op = Kernel(
+dropout_op: Kernel = Kernel(
     "dropout", ("x", "seed", "offset", "p", "scale"), _build_dropout,
     {"x": lambda g, seed, offset, p, scale: dropout_op(contiguous(g), seed, offset, p, scale)},
     grad_name="NativeDropout",

@@ -70,7 +70,7 @@ def product_launch(
         return reduce_launch(name, "sum", _MULTIPLY, operands, [wide_a, wide_b], shape, (len(shape) - 1,), out)
     epilogue = epilogue or program(1, (), (), ((0, out.dtype.triton),))
     sizes, rows = collapse(batch, [a_batch, b_batch])
-    extra_strides = tuple((0,) * (2 - len(e.shape)) + tuple(e.strides) for e in extras)
+    extra_strides = tuple(((0, 0) + tuple(e.strides))[-2:] for e in extras)
     return prepare_matmul(
         epilogue,
         ((out.dtype.triton,), a.dtype.triton, b.dtype.triton, tuple(e.dtype.triton for e in extras)),
@@ -142,8 +142,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     if left and right and a.shape != b.shape:
         raise RuntimeError(
             f"inconsistent tensor size, expected tensor {list(a.shape)} and src {list(b.shape)} to have the same "
-            f"number of "
-            "elements"
+            "number of elements"
         )
     x = unsqueeze_op(a, dim=0) if left else a
     y = unsqueeze_op(b, dim=1) if right else b

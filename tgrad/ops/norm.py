@@ -66,7 +66,7 @@ def _build(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
 def _normalise_launch(x: Layout, out: Layout, wide: Layout, weight: Tensor | None, bias: Tensor | None) -> Launch:
     affine = [t for t in (weight, bias) if t is not None]
 
-    def normalise(x, mean, rstd, *rest):  # type: ignore[no-untyped-def]
+    def normalise(x, mean, rstd, *rest):
         y = (x - mean) * rstd
         y = y * rest[0] if weight is not None else y
         return y + rest[-1] if bias is not None else y

@@ -45,71 +45,77 @@ def _floats_only(name: str) -> Any:
 
 # --- arithmetic
 # --------------------------------------------------------------------------------------------------------
-neg = Pointwise("neg", scalar.neg, promoting, lambda g: -g, check=_no_bool("neg", "logical_not"))
-add = Pointwise("add", scalar.add, promoting, {"a": lambda g: g, "b": lambda g: g})
-sub = Pointwise(
+neg: Pointwise = Pointwise("neg", scalar.neg, promoting, lambda g: -g, check=_no_bool("neg", "logical_not"))
+add: Pointwise = Pointwise("add", scalar.add, promoting, {"a": lambda g: g, "b": lambda g: g})
+sub: Pointwise = Pointwise(
     "sub", scalar.sub, promoting, {"a": lambda g: g, "b": lambda g: -g}, check=_no_bool("sub", "logical_xor")
 )
-mul = Pointwise("mul", scalar.mul, promoting, {"a": lambda g, b: g * b, "b": lambda g, a: g * a})
-div = Pointwise("div", scalar.div, floating, {"a": lambda g, b: g / b, "b": lambda g, a, b: -g * ((a / b) / b)})
-pow = Pointwise("pow", scalar.pow, promoting, {
+mul: Pointwise = Pointwise("mul", scalar.mul, promoting, {"a": lambda g, b: g * b, "b": lambda g, a: g * a})
+div: Pointwise = Pointwise(
+    "div", scalar.div, floating, {"a": lambda g, b: g / b, "b": lambda g, a, b: -g * ((a / b) / b)}
+)
+pow: Pointwise = Pointwise("pow", scalar.pow, promoting, {
     "a": lambda g, a, b: where(eq(b, 0), 0, g * (b * pow(a, b - 1))),
     "b": lambda g, a, b, out: where(logical_and(eq(a, 0), b >= 0), 0, g * (out * log(a))),
 }, check=_no_negative_integer_power)  # fmt: skip
-maximum = Pointwise("maximum", scalar.maximum, promoting, {
+maximum: Pointwise = Pointwise("maximum", scalar.maximum, promoting, {
     "a": lambda g, a, b: where(eq(a, b), g / 2, where(a < b, 0, g)),
     "b": lambda g, a, b: where(eq(a, b), g / 2, where(b < a, 0, g)),
 })  # fmt: skip
-minimum = Pointwise("minimum", scalar.minimum, promoting, {
+minimum: Pointwise = Pointwise("minimum", scalar.minimum, promoting, {
     "a": lambda g, a, b: where(eq(a, b), g / 2, where(a > b, 0, g)),
     "b": lambda g, a, b: where(eq(a, b), g / 2, where(b > a, 0, g)),
 })  # fmt: skip
-clamp = Pointwise("clamp", scalar.clamp, promoting, {
+clamp: Pointwise = Pointwise("clamp", scalar.clamp, promoting, {
     "x": lambda g, x, low, high: where(logical_and(x >= low, x <= high), g, 0),
     "low": lambda g, x, low, high: where(logical_and(low < high, x < low), g, 0),
     "high": lambda g, x, low, high: where(logical_or(x > high, high < low), g, 0),
 })  # fmt: skip
-clamp_min = Pointwise("clamp_min", scalar.maximum, promoting, {
+clamp_min: Pointwise = Pointwise("clamp_min", scalar.maximum, promoting, {
     "a": lambda g, a, b: where(a >= b, g, 0), "b": lambda g, a, b: where(a < b, g, 0),
 }, grad_name="Clamp")  # fmt: skip
-clamp_max = Pointwise("clamp_max", scalar.minimum, promoting, {
+clamp_max: Pointwise = Pointwise("clamp_max", scalar.minimum, promoting, {
     "a": lambda g, a, b: where(a <= b, g, 0), "b": lambda g, a, b: where(a > b, g, 0),
 }, grad_name="Clamp")  # fmt: skip
-where = Pointwise("where", scalar.where, selecting, {
+where: Pointwise = Pointwise("where", scalar.where, selecting, {
     "a": lambda g, condition: where(condition, g, 0), "b": lambda g, condition: where(condition, 0, g),
 })  # fmt: skip
 
 # --- functions of one variable
 # -----------------------------------------------------------------------------------------
-abs = Pointwise(
+abs: Pointwise = Pointwise(
     "abs", scalar.abs, promoting, lambda g, x: where(x > 0, g, where(x < 0, -g, 0)), check=_no_bool("abs", "x")
 )
-exp = Pointwise("exp", scalar.exp, floating, lambda g, out: g * out)
-log = Pointwise("log", scalar.log, floating, lambda g, x: g / x)
-sqrt = Pointwise("sqrt", scalar.sqrt, floating, lambda g, out: g / (2 * out))
-rsqrt = Pointwise("rsqrt", scalar.rsqrt, floating, lambda g, out: -0.5 * g * (out * out * out))
-reciprocal = Pointwise("reciprocal", scalar.reciprocal, floating, lambda g, out: -g * (out * out))
-square = Pointwise("square", scalar.square, promoting, lambda g, x: g * (2 * x), grad_name="Pow")
-sin = Pointwise("sin", scalar.sin, floating, lambda g, x: g * cos(x))
-cos = Pointwise("cos", scalar.cos, floating, lambda g, x: -(g * sin(x)))
-tanh = Pointwise("tanh", scalar.tanh, floating, lambda g, out: g * (1 - out * out))
-erf = Pointwise("erf", scalar.erf, floating, lambda g, x: g * (2 * math.sqrt(2) * normal_density(x * math.sqrt(2))))
-normal_density = Pointwise("normal_density", scalar.normal_density, floating, lambda g, x, out: -(g * (x * out)))
+exp: Pointwise = Pointwise("exp", scalar.exp, floating, lambda g, out: g * out)
+log: Pointwise = Pointwise("log", scalar.log, floating, lambda g, x: g / x)
+sqrt: Pointwise = Pointwise("sqrt", scalar.sqrt, floating, lambda g, out: g / (2 * out))
+rsqrt: Pointwise = Pointwise("rsqrt", scalar.rsqrt, floating, lambda g, out: -0.5 * g * (out * out * out))
+reciprocal: Pointwise = Pointwise("reciprocal", scalar.reciprocal, floating, lambda g, out: -g * (out * out))
+square: Pointwise = Pointwise("square", scalar.square, promoting, lambda g, x: g * (2 * x), grad_name="Pow")
+sin: Pointwise = Pointwise("sin", scalar.sin, floating, lambda g, x: g * cos(x))
+cos: Pointwise = Pointwise("cos", scalar.cos, floating, lambda g, x: -(g * sin(x)))
+tanh: Pointwise = Pointwise("tanh", scalar.tanh, floating, lambda g, out: g * (1 - out * out))
+erf: Pointwise = Pointwise(
+    "erf", scalar.erf, floating, lambda g, x: g * (2 * math.sqrt(2) * normal_density(x * math.sqrt(2)))
+)
+normal_density: Pointwise = Pointwise(
+    "normal_density", scalar.normal_density, floating, lambda g, x, out: -(g * (x * out))
+)
 
 # --- activations
 # -------------------------------------------------------------------------------------------------------
-sigmoid = Pointwise("sigmoid", scalar.sigmoid, floating, lambda g, out: g * ((1 - out) * out))
-relu = Pointwise(
+sigmoid: Pointwise = Pointwise("sigmoid", scalar.sigmoid, floating, lambda g, out: g * ((1 - out) * out))
+relu: Pointwise = Pointwise(
     "relu", scalar.relu, promoting, lambda g, out: where(out <= 0, 0, g), check=_no_bool("relu", "x.int()")
 )
-leaky_relu = Pointwise(
+leaky_relu: Pointwise = Pointwise(
     "leaky_relu",
     scalar.leaky_relu,
     floating,
     lambda g, x, slope: where(x > 0, g, g * slope),
     check=_floats_only("leaky_relu"),
 )
-gelu = Pointwise(
+gelu: Pointwise = Pointwise(
     "gelu",
     scalar.gelu,
     floating,
@@ -124,7 +130,7 @@ def _gelu_tanh_grad(g: Any, x: Any) -> Any:
     return g * (0.5 * (1 + t) + 0.5 * x * ((1 - t * t) * slope))
 
 
-gelu_tanh = Pointwise(
+gelu_tanh: Pointwise = Pointwise(
     "gelu_tanh", scalar.gelu_tanh, floating, _gelu_tanh_grad, grad_name="Gelu", check=_floats_only("gelu")
 )
 
@@ -134,32 +140,35 @@ def _silu_grad(g: Any, x: Any) -> Any:
     return g * (s * (1 + x * (1 - s)))
 
 
-silu = Pointwise("silu", scalar.silu, floating, _silu_grad, check=_floats_only("silu"))
-softplus = Pointwise(
+silu: Pointwise = Pointwise("silu", scalar.silu, floating, _silu_grad, check=_floats_only("silu"))
+softplus: Pointwise = Pointwise(
     "softplus", scalar.softplus, floating,
     lambda g, x, beta, threshold: where(x * beta > threshold, g, g * sigmoid(x * beta)), check=_floats_only("softplus"),
 )  # fmt: skip
-elu = Pointwise(
+elu: Pointwise = Pointwise(
     "elu", scalar.elu, floating, lambda g, x, alpha: where(x > 0, g, g * (alpha * exp(x))), check=_floats_only("elu")
 )
-squared_error = Pointwise("squared_error", scalar.squared_error, promoting, {
+squared_error: Pointwise = Pointwise("squared_error", scalar.squared_error, promoting, {
     "a": lambda g, a, b: g * (2 * (a - b)), "b": lambda g, a, b: g * (2 * (b - a)),
 }, grad_name="MseLoss", check=_floats_only("mse_loss"))  # fmt: skip
 
 # --- conditions
 # --------------------------------------------------------------------------------------------------------
-eq, ne = Pointwise("eq", scalar.eq, comparing), Pointwise("ne", scalar.ne, comparing)
-lt, le = Pointwise("lt", scalar.lt, comparing), Pointwise("le", scalar.le, comparing)
-gt, ge = Pointwise("gt", scalar.gt, comparing), Pointwise("ge", scalar.ge, comparing)
-logical_and = Pointwise("logical_and", scalar.logical_and, logical)
-logical_or = Pointwise("logical_or", scalar.logical_or, logical)
-logical_xor = Pointwise("logical_xor", scalar.logical_xor, logical)
-logical_not = Pointwise("logical_not", scalar.logical_not, logical)
+eq: Pointwise = Pointwise("eq", scalar.eq, comparing)
+ne: Pointwise = Pointwise("ne", scalar.ne, comparing)
+lt: Pointwise = Pointwise("lt", scalar.lt, comparing)
+le: Pointwise = Pointwise("le", scalar.le, comparing)
+gt: Pointwise = Pointwise("gt", scalar.gt, comparing)
+ge: Pointwise = Pointwise("ge", scalar.ge, comparing)
+logical_and: Pointwise = Pointwise("logical_and", scalar.logical_and, logical)
+logical_or: Pointwise = Pointwise("logical_or", scalar.logical_or, logical)
+logical_xor: Pointwise = Pointwise("logical_xor", scalar.logical_xor, logical)
+logical_not: Pointwise = Pointwise("logical_not", scalar.logical_not, logical)
 
 # --- copies
 # ------------------------------------------------------------------------------------------------------------
-clone = Pointwise("clone", scalar.identity, promoting, lambda g: g)
-copy = Pointwise("copy", scalar.identity, promoting, lambda g: g)
+clone: Pointwise = Pointwise("clone", scalar.identity, promoting, lambda g: g)
+copy: Pointwise = Pointwise("copy", scalar.identity, promoting, lambda g: g)
 
 
 @functools.cache
@@ -186,7 +195,7 @@ def _install_operators() -> None:
         setattr(Symbol, f"__r{name}__", reflected(row))
     for name, row in {"lt": lt, "le": le, "gt": gt, "ge": ge}.items():
         setattr(Symbol, f"__{name}__", forward(row))
-    Symbol.__neg__ = lambda a: neg(a)  # type: ignore[attr-defined]  # noqa: PLW0108
+    setattr(Symbol, "__neg__", lambda a: neg(a))  # noqa: B010, PLW0108
 
 
 _install_operators()

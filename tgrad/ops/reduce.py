@@ -54,10 +54,10 @@ def reduce_launch(
     m, n = numel(kept[0]), numel(reduced[0])
     if m == 0:
         return lambda *values: None
+    divisor = (acc,) if divide else ()
+    finish = program(1, (), (), ((0, result),))
     if divide:
-        finish, divisor = program(2, (), ((div, ((0, None), (1, None))),), ((2, result),)), (acc,)
-    else:
-        finish, divisor = program(1, (), (), ((0, result),)), ()
+        finish = program(2, (), ((div, ((0, None), (1, None))),), ((2, result),))
     block = kernel.tile(m, n, across=bool(kept[1][0]) and kept[1][0][-1] == 1)
     pieces = kernel.chunks(m, n, *block)
     aligned = out.aligned and all(i.aligned for i in ins)
@@ -105,8 +105,7 @@ def expand(x: Tensor, *sizes: Any) -> Tensor:
     if lead < 0:
         raise RuntimeError(
             f"expand: the number of sizes provided ({len(given)}) must be greater or equal to the number of "
-            f"dimensions in the "
-            f"tensor ({x.ndim})"
+            f"dimensions in the tensor ({x.ndim})"
         )
     shape = []
     for d, size in enumerate(given):
@@ -116,8 +115,7 @@ def expand(x: Tensor, *sizes: Any) -> Tensor:
         if have is not None and size not in (-1, have) and have != 1:
             raise RuntimeError(
                 f"The expanded size of the tensor ({size}) must match the existing size ({have}) at non-singleton "
-                f"dimension "
-                f"{d}.  Target sizes: {list(given)}.  Tensor sizes: {list(x.shape)}"
+                f"dimension {d}.  Target sizes: {list(given)}.  Tensor sizes: {list(x.shape)}"
             )
         shape.append(have if size == -1 else int(size))
     return expand_op(x, shape=tuple(shape))
@@ -217,7 +215,7 @@ def mean(
     kind = dtype or x.dtype
     if not kind.is_floating_point:
         raise RuntimeError(
-            f"mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
+            "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
             f"Got: {kind.legacy}"
         )
     return mean_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim), out_dtype=kind)
@@ -238,6 +236,6 @@ def _nonempty(x: Tensor, dim: int | Sequence[int] | None, name: str) -> tuple[in
     if x.numel() == 0 and (dim is None or dim == ()):
         raise RuntimeError(
             f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim "
-            f"with the 'dim' argument."
+            "with the 'dim' argument."
         )
     return dims

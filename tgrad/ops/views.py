@@ -24,8 +24,8 @@ def _build_view(x: Layout, shape: tuple[int, ...]) -> tuple:
     strides = view_strides(tuple(x.shape), x.strides, shape)
     if strides is None:
         raise RuntimeError(
-            "view size is not compatible with input tensor's size and stride (at least one dimension spans across two "
-            "contiguous subspaces). Use .reshape(...) instead."
+            "view size is not compatible with input tensor's size and stride (at least one dimension spans across "
+            "two contiguous subspaces). Use .reshape(...) instead."
         )
     return shape, strides, 0
 
@@ -107,8 +107,8 @@ def permute(x: Tensor, *dims: Any) -> Tensor:
     order = [wrap_dim(d, x.ndim) for d in _sizes(dims)]
     if len(order) != x.ndim:
         raise RuntimeError(
-            f"permute(sparse_coo): number of dimensions in the tensor input does not match the length of the desired "
-            f"ordering "
+            "permute(sparse_coo): number of dimensions in the tensor input does not match the length of the desired "
+            "ordering "
             f"of dimensions i.e. input.dim() = {x.ndim} is not equal to len(dims) = {len(order)}".replace(
                 "(sparse_coo)", ""
             )
@@ -211,7 +211,7 @@ def _embed_grad(g: Tensor, *, dim: int, start: int, step: int, g_shape: tuple[in
     return slice_op(g, dim=dim, start=start, stop=start + g_shape[dim] * step, step=step)
 
 
-embed_op = Kernel(
+embed_op: Kernel = Kernel(
     "slice_backward", ("g",), _build_embed, {"g": _embed_grad}, settings=("dim", "start", "step", "shape")
 )
 
@@ -302,8 +302,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         else:
             raise IndexError(
                 f"tensors take integers, slices, None and Ellipsis as indices, got {type(k).__name__}; indexing by "
-                f"tensors, "
-                "lists and masks is not supported yet"
+                "tensors, lists and masks is not supported yet"
             )
     return view_op(out, shape=tuple(x.shape)) if out is x else out
 
