@@ -89,7 +89,7 @@ def live_by_category(events: pd.DataFrame, before: dict[str, int]) -> pd.DataFra
 
     Returns:
         Columns t_ns, phase, and one for each of CATEGORIES; a first row at t_ns 0 before anything happened. The sum of
-        the categories is the ledger's live bytes.
+        the categories is the ledger's live bytes, those of others apart.
     """
     size = events["bytes"].where(events["action"] == "alloc", -events["bytes"])
     table = pd.DataFrame({"t_ns": events["t_ns"], "phase": events["phase"]}).reset_index(drop=True)
@@ -101,9 +101,8 @@ def live_by_category(events: pd.DataFrame, before: dict[str, int]) -> pd.DataFra
 
 
 def live_before(run: Any) -> dict[str, int]:
-    """What was live before a run's forward, by category: parameters and buffers, and the rest of the process."""
-    own = int(run["parameters_bytes"] + run["buffers_bytes"])
-    return {"parameter": own, "other": max(0, int(run["live_before_bytes"]) - own)}
+    """What a run's model had live before its forward, by category."""
+    return {"parameter": int(run["live_before_bytes"] - run["other_live_bytes"])}
 
 
 def at_peak(table: pd.DataFrame) -> dict[str, int]:

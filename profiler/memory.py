@@ -191,10 +191,11 @@ def measure(workload: Workload, mode: str, run_id: str, on_batch: Callable[[], N
             results.clear()
             roots.clear()
     figures = kinds.figures(kept, output_ids, before, after)
+    other = figures["other_live_bytes"]
     figures |= {
         "nodes": count,
-        "peak_forward_bytes": timeline.peak(before, ("forward", "held")),
-        "peak_bytes": timeline.peak(before, ("forward", "held", "backward", "after")),
+        "peak_forward_bytes": timeline.peak(before, ("forward", "held")) - other,
+        "peak_bytes": timeline.peak(before, ("forward", "held", "backward", "after")) - other,
     }
     number = Numbering()
     rows = _saved_rows(kept, kinds, (run_id, workload.name, mode), number)
@@ -286,6 +287,7 @@ class Kinds:
         }
         held = sum(n for i, n in self.outputs.items() if self.of(i) == "output")
         total = {kind: sum(sizes.values()) for kind, sizes in by_kind.items()}
+        own = self.parameters | self.buffers
         ids = set().union(*by_kind.values())
         return {
             "parameters_bytes": sum(self.parameters.values()),
@@ -297,6 +299,7 @@ class Kinds:
             "graph_bytes": sum(total.values()),
             "graph_logical_bytes": sum(s.logical_bytes for s in kept if s.storage_id in ids),
             "padding_bytes": sum(-n % ALIGNMENT for sizes in by_kind.values() for n in sizes.values()),
+            "other_live_bytes": before - sum(own.values()),
             "live_before_bytes": before,
             "live_after_bytes": after,
             "residual_bytes": after - before - total["intermediate"] - total["input"] - held,

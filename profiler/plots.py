@@ -38,7 +38,7 @@ CATEGORY_NAMES = {
     "gradient": "gradients",
     "temporary": "temporary",
     "constant": "constants",
-    "other": "other, live before",
+    "other": "other",
 }
 # Paper in light and in dark surroundings: figures keep their own background.
 STYLE = {
@@ -272,6 +272,7 @@ def svg(fig: Figure, title: str) -> str:
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
     text = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", text)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # a page needs none
+    text = re.sub(r"(\.\d\d)\d+", r"\1", text)  # a hundredth of a point is enough, and half the size
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 MODES = ("grad", "no_grad", "inference_mode")
 
-# What a byte is live for. The first six are stacked in the plots, in this order.
+# What a byte is live for, in the order that plots stack it.
 CATEGORIES = ("parameter", "output", "input", "intermediate", "gradient", "temporary", "constant", "other")
 
 
@@ -27,9 +27,10 @@ class RunRecord:
         outputs_saved_bytes: the part of outputs_held_bytes that the graph keeps as well.
         graph_bytes: all that the graph keeps: intermediates + inputs held + outputs saved. Each storage counts once.
         graph_logical_bytes: elements times their size over every saved tensor, so a tensor saved twice counts twice.
+        other_live_bytes: live before and not the model's: of other workloads, or of the program that calls the profiler.
         live_before_bytes, live_after_bytes: the ledger before the batch was made, and after the forward.
         residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held): unexplained.
-        peak_bytes, peak_forward_bytes: most that was live in the ledger, at any time and before the backward.
+        peak_bytes, peak_forward_bytes: the most that was live at any time, and before the backward, other_live_bytes apart.
 
     Time, over `repeats` runs on one batch, the profiler's recording switched off:
         *_wall_*_ms: from the call to the end of its last kernel; median and quartiles.
@@ -62,6 +63,7 @@ class RunRecord:
     graph_logical_bytes: int
     padding_bytes: int
     nodes: int
+    other_live_bytes: int
     live_before_bytes: int
     live_after_bytes: int
     residual_bytes: int

@@ -40,7 +40,7 @@ def _kernels(run: pd.Series) -> tuple[str, float]:
 
 def _host(run: pd.Series) -> tuple[str, float]:
     value = run["host_us_per_op"]
-    return ("n/a" if math.isnan(value) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"), value
+    return ("n/a" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"), value
 
 
 def _gpu(run: pd.Series) -> tuple[str, float]:

@@ -46,15 +46,10 @@ def _pointwise(rule: PointwiseRule, g: Tensor, values: list[Any]) -> list[Gradie
     if current().record:
         return [_recorded(rule, i, g, values) for i in range(len(rule.parts))]
     key = (g.layout, *[v.layout if isinstance(v, Tensor) else v.__class__ for v in values])
-    run = _plans(rule).get(key)
+    run = rule.plans.get(key)
     if run is None:
-        run = _plans(rule)[key] = _plan(rule, g, values)
+        run = rule.plans[key] = _plan(rule, g, values)
     return run(g, values)
-
-
-@functools.lru_cache(maxsize=4096)
-def _plans(rule: PointwiseRule) -> dict[tuple, Any]:
-    return {}
 
 
 def _recorded(rule: PointwiseRule, i: int, g: Tensor, values: list[Any]) -> Gradient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -144,22 +145,23 @@ class Node:
             _bury(edges, saved)
 
 
-_graveyard: list[Any] = []
-_burying = False
+class _Graveyard(threading.local):
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+        self.burying = False
+
+
+_graveyard = _Graveyard()
 
 
 def _bury(edges: tuple, saved: Any) -> None:
-    global _burying
-    _graveyard.append((edges, saved))
+    _graveyard.waiting.append((edges, saved))
     edges = saved = None  # type: ignore[assignment]
-    if _burying:
-        return
-    _burying = True
-    try:
-        while _graveyard:
-            _graveyard.pop()
-    finally:
-        _burying = False
+    if not _graveyard.burying:
+        _graveyard.burying = True
+        while _graveyard.waiting:
+            _graveyard.waiting.pop()
+        _graveyard.burying = False
 
 
 class AccumulateGrad:

@@ -73,11 +73,13 @@ class PointwiseRule(Rule):
     Attributes:
         parts: for each wanted input its layout, its gradient over (g, *values), and which values: positions in the
             saved tensors followed by the numbers.
+        plans: how to run them, by the layouts of g and the values.
     """
 
-    __slots__ = ("parts",)
+    __slots__ = ("parts", "plans")
 
     parts: list[tuple[Layout, Expression, tuple[int, ...]]]
+    plans: dict[tuple, Any]
 
 
 class FormulaRule(Rule):
@@ -210,6 +212,7 @@ class Pointwise(Op):
         numbers = [k for k in needed if k < n and not kinds[k]]
         names = (*self.inputs, "out")
         rule = PointwiseRule(self, tuple(i for i, _ in wanted), tuple((k, names[k]) for k in tensors), tuple(numbers))
+        rule.plans = {}
         at = {k: position for position, k in enumerate([*tensors, *numbers])}
         rule.parts = [(layouts[i], e, tuple(at[k] for k in needs)) for i, (e, needs) in wanted]  # type: ignore[misc]
         return rule
