@@ -38,7 +38,8 @@ def events_frame(records: Sequence[EventRow]) -> pd.DataFrame:
 SUMMARY = (
     "workload", "mode", "intermediates_bytes", "inputs_held_bytes", "outputs_held_bytes", "graph_bytes",
     "parameters_bytes", "peak_bytes", "forward_wall_median_ms", "forward_wall_q1_ms", "forward_wall_q3_ms",
-    "backward_wall_median_ms", "backward_wall_q1_ms", "backward_wall_q3_ms", "kernels", "host_us_per_op", "residual_bytes",
+    "backward_wall_median_ms", "backward_wall_q1_ms", "backward_wall_q3_ms", "kernels", "host_us_per_op",
+    "residual_bytes",
 )  # fmt: skip
 
 

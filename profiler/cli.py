@@ -216,7 +216,7 @@ def show(report: Report) -> None:
         console = Console(highlight=False, width=200)
     interpreted = report.environment["is_interpreted"]
     sentences = report.sentences()
-    colours = {"grad": "dark_orange3", "no_grad": "deep_sky_blue3", "inference_mode": "spring_green4"}
+    colours = {"grad": "deep_pink3", "no_grad": "deep_sky_blue3", "inference_mode": "spring_green4"}
     columns = tables.columns(report.runs)
     for name in report.workloads:
         console.print(Text(name, style="bold"), Text(report.about.get(name, ""), style="dim"))

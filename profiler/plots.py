@@ -19,7 +19,7 @@ from tgrad.profiler.records import CATEGORIES, MODES
 from tgrad.profiler.units import show_bytes, unit_of
 
 # Okabe and Ito's colours, told apart by the colour-blind; modes and categories share none that meet in one figure.
-MODE_COLOURS = {"grad": "#C44E00", "no_grad": "#00639C", "inference_mode": "#00785A"}
+MODE_COLOURS = {"grad": "#B0124A", "no_grad": "#00639C", "inference_mode": "#00785A"}
 CATEGORY_COLOURS = {
     "parameter": "#9AA0A6",
     "output": "#56B4E9",
@@ -79,6 +79,13 @@ class _Scaled(MaxNLocator):
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         return super().tick_values(vmin / self.scale, vmax / self.scale) * self.scale
+
+
+def _time_axis(ax: Any, longest: float, interpreted: bool) -> None:
+    """An axis in ms, shown in the unit that suits; says so if an interpreter took that time."""
+    name, scale = ("s", 1000.0) if longest >= 2000 else ("ms", 1.0) if longest >= 2 else ("us", 0.001)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / scale:g}"))
+    ax.set_xlabel(f"time, {name}" + (f" ({INTERPRETED})" if interpreted else ""))
 
 
 def _legend(fig: Figure, categories: list[str]) -> None:
@@ -144,8 +151,8 @@ def memory_over_time(live: dict[str, pd.DataFrame], workload: str, interpreted: 
         axes[0].set_ylim(0, most * 1.18 or 1)
         axes[0].set_xlim(0, longest or 1)
         unit = _bytes_axis(axes[0].yaxis, most)
+        _time_axis(axes[-1], longest, interpreted)
         fig.supylabel(f"live memory, {unit}", fontsize=10)
-        axes[-1].set_xlabel("time, ms" + (f" ({INTERPRETED})" if interpreted else ""))
         _panel(fig, f"{workload}: what is live while the forward and the backward run")
         _legend(fig, used)
     return fig

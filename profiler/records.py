@@ -27,10 +27,10 @@ class RunRecord:
         outputs_saved_bytes: the part of outputs_held_bytes that the graph keeps as well.
         graph_bytes: all that the graph keeps: intermediates + inputs held + outputs saved. Each storage counts once.
         graph_logical_bytes: elements times their size over every saved tensor, so a tensor saved twice counts twice.
-        other_live_bytes: live before and not the model's: of other workloads, or of the program that calls the profiler.
+        other_live_bytes: live before and not of the model: other workloads, or the program that calls.
         live_before_bytes, live_after_bytes: the ledger before the batch was made, and after the forward.
-        residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held): unexplained.
-        peak_bytes, peak_forward_bytes: the most that was live at any time, and before the backward, other_live_bytes apart.
+        residual_bytes: live_after - live_before - (intermediates + inputs held + outputs held).
+        peak_bytes, peak_forward_bytes: the most live at any time, and before the backward; other_live_bytes apart.
 
     Time, over `repeats` runs on one batch, the profiler's recording switched off:
         *_wall_*_ms: from the call to the end of its last kernel; median and quartiles.

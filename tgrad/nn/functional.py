@@ -137,7 +137,7 @@ def cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
     ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """-log(softmax(input))[target]: input (C,), (N, C) or (N, C, ...) of scores, target (), (N,) or (N, ...) of classes.
+    """-log(softmax(input))[target]: scores (C,), (N, C) or (N, C, ...), classes (), (N,) or (N, ...).
 
     Args:
         ignore_index: a class that counts for nothing, and not in the mean.
@@ -152,7 +152,7 @@ def cross_entropy(
         raise NotImplementedError("cross_entropy: class weights are not implemented yet: expected weight=None")
     if label_smoothing != 0.0:
         raise NotImplementedError(
-            f"cross_entropy: label smoothing is not implemented yet: expected label_smoothing=0.0, got {label_smoothing}"
+            f"cross_entropy: label smoothing is not implemented yet: expected 0.0, got {label_smoothing}"
         )
     if isinstance(target, Tensor) and target.is_floating_point():
         raise NotImplementedError(
@@ -163,8 +163,8 @@ def cross_entropy(
 
 
 def mse_loss(
-    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+) -> Tensor:
     """(input - target) ** 2, its mean or its sum: two tensors of one shape.
 
     Raises:

@@ -11,7 +11,9 @@ _ids = itertools.count()
 class RemovableHandle:
     """Removes a hook from the dictionaries it was put into; removing twice does nothing. Also a context manager."""
 
-    def __init__(self, hook: Callable, hooks: dict[int, Callable], *flags: dict[int, bool], prepend: bool = False) -> None:
+    def __init__(
+        self, hook: Callable, hooks: dict[int, Callable], *flags: dict[int, bool], prepend: bool = False
+    ) -> None:
         self.id = next(_ids)
         self._tables: tuple[dict, ...] = (hooks, *flags)
         hooks[self.id] = hook

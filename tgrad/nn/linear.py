@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from tgrad.dtypes import dtype
-from tgrad.nn import functional as F
-from tgrad.nn import init
+from tgrad.nn import functional as F, init
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.ops import creation

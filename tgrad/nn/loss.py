@@ -24,7 +24,7 @@ class MSELoss(_Loss):
 
 
 class CrossEntropyLoss(_Loss):
-    """-log(softmax(input))[target] over dimension 1: the mean, the sum, or ("none") each; see `functional.cross_entropy`."""
+    """-log(softmax(input))[target] over dimension 1: see `functional.cross_entropy`."""
 
     def __init__(
         self, weight: Tensor | None = None, size_average: bool | None = None, ignore_index: int = -100,

@@ -18,7 +18,7 @@ def _forward_unimplemented(self: Module, *args: Any, **kwargs: Any) -> Any:
 
 
 class Module(Calls, State):
-    """Base class of models and layers. A subclass assigns parameters and submodules to attributes and defines `forward`.
+    """Base class of models and layers. A subclass sets parameters and submodules as attributes and defines `forward`.
 
     Attributes:
         training: whether `train()` or `eval()` was called last.
@@ -66,7 +66,8 @@ class Module(Calls, State):
         elif name in own.get("_buffers", ()):
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(
-                    f"cannot assign '{typename(value)}' as buffer '{name}' (torch.nn.Buffer, torch.Tensor or None expected)"
+                    f"cannot assign '{typename(value)}' as buffer '{name}' "
+                    "(torch.nn.Buffer, torch.Tensor or None expected)"
                 )
             self._buffers[name] = value
         else:
@@ -137,7 +138,9 @@ class Module(Calls, State):
         self._require_init("buffer")
         self._check_name("buffer", name, self._buffers)
         if tensor is not None and not isinstance(tensor, Tensor):
-            raise TypeError(f"cannot assign '{typename(tensor)}' object to buffer '{name}' (torch Tensor or None required)")
+            raise TypeError(
+                f"cannot assign '{typename(tensor)}' object to buffer '{name}' (torch Tensor or None required)"
+            )
         self._buffers[name] = tensor
         if persistent:
             self._non_persistent_buffers_set.discard(name)
@@ -319,7 +322,7 @@ class Module(Calls, State):
         return self._apply(lambda t: t.to(dtype=kind) if t.is_floating_point() else t)
 
     def to(self, *args: Any, device: Any = None, dtype: dtype | None = None, non_blocking: bool = False) -> Module:
-        """Convert floating tensors to a dtype, all to a device (or to those of a tensor); parameters stay the same objects.
+        """Convert floating tensors to a dtype, all to a device, or to those of a tensor; parameters stay the same objects.
 
         Raises:
             TypeError: the dtype is not floating.
@@ -332,7 +335,9 @@ class Module(Calls, State):
             elif a is not None and not isinstance(a, bool):
                 device = a
         if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"nn.Module.to only accepts floating point or complex dtypes, but got desired dtype={dtype}")
+            raise TypeError(
+                f"nn.Module.to only accepts floating point or complex dtypes, but got desired dtype={dtype}"
+            )
         return self._apply(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
 
     def cpu(self) -> Module:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tgrad.dtypes import dtype, int64
-from tgrad.nn import functional as F
-from tgrad.nn import init
+from tgrad.nn import functional as F, init
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.ops import creation

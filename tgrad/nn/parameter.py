@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tgrad import dtypes
-from tgrad import modes
+from tgrad import dtypes, modes
 from tgrad.ops import creation
 from tgrad.tensor import Tensor
 
@@ -17,7 +16,7 @@ def typename(x: object) -> str:
     if isinstance(x, Tensor):
         return f"torch.{'cuda.' if x.is_cuda else ''}{x.dtype.legacy}Tensor"
     kind = x if isinstance(x, type) else type(x)
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__builtin__") else f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _over(cls: type, data: Tensor | None, name: str) -> Any:

@@ -77,7 +77,9 @@ class State:
                 own[name] = buffer
         return own
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> IncompatibleKeys:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> IncompatibleKeys:
         """Copy values into the parameters and buffers, in place and converted to their dtypes.
 
         Args:
@@ -114,13 +116,14 @@ class State:
     ) -> None:  # fmt: skip
         """Load this module's own tensors, without those of its children."""
         own = self._own_state()
+        assign = local_metadata.get("assign_to_params_buffers", False)
         for name, t in own.items():
             key = prefix + name
             if key not in state_dict:
                 if strict:
                     missing_keys.append(key)
                 continue
-            problem = self._load_one(name, key, t, state_dict[key], local_metadata.get("assign_to_params_buffers", False))
+            problem = self._load_one(name, key, t, state_dict[key], assign)
             if problem:
                 error_msgs.append(problem)
         if strict:
@@ -134,15 +137,15 @@ class State:
         """Load one tensor; returns what is wrong with it."""
         if not isinstance(given, Tensor):
             return (
-                f'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like object from checkpoint but '
-                f"received {type(given)}"
+                f'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like object from checkpoint '
+                f"but received {type(given)}"
             )
         if t.ndim == 0 and given.shape == (1,):
             given = given[0]
         if given.shape != t.shape:
             return (
-                f"size mismatch for {key}: copying a param with shape {given.shape} from checkpoint, the shape in current "
-                f"model is {t.shape}."
+                f"size mismatch for {key}: copying a param with shape {given.shape} from checkpoint, the shape in "
+                f"current model is {t.shape}."
             )
         try:
             with modes.no_grad():
