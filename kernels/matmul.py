@@ -21,9 +21,13 @@ def matmul(
     Tiles are numbered so that GROUP rows of tiles are walked together: their operands then stay in the L2 cache.
     EPILOGUE maps the float accumulator and the extras (bias, ...) to the results, which are row-major.
     """
-    tile = tl.program_id(0)
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
+    tile = tl.program_id(0)
+    which = 0
+    if BATCH > 0:  # in the grid's first dimension with the tiles: the others end at 65,535
+        which = tile // (tiles_m * tiles_n)
+        tile = tile % (tiles_m * tiles_n)
     group = tile // (GROUP * tiles_n)
     first = group * GROUP
     height = tl.minimum(tiles_m - first, GROUP)
@@ -32,10 +36,11 @@ def matmul(
     m = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
     k0 = tl.arange(0, BK)
-    which = tl.program_id(1)
     if WIDE:
-        m, n, k0, which = m.to(tl.int64), n.to(tl.int64), k0.to(tl.int64), which.to(tl.int64)
+        m, n, k0 = m.to(tl.int64), n.to(tl.int64), k0.to(tl.int64)
     if BATCH > 0:
+        if WIDE:
+            which = which.to(tl.int64)
         where = coordinates(which, batch_shape, BATCH)
         a += offset(where, batch_strides[0], BATCH)
         b += offset(where, batch_strides[1], BATCH)
@@ -116,7 +121,7 @@ def prepare_matmul(
         "EPILOGUE": epilogue, "PRECISION": precision, "TYPE": TYPES[accumulator], "BATCH": len(batch[0]), "WIDE": wide,
         "BM": bm, "BN": bn, "BK": bk, "GROUP": 8,
     }  # fmt: skip
-    grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn), count)
+    grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn) * count,)
     return prepare(
         matmul, grid, runtime, fixed, constexprs, name=name, warps=warps, stages=stages, aligned=aligned, contract=True
     )

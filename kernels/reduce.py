@@ -64,9 +64,12 @@ def reduce(
     PROGRAM maps the operands and the first NUMBERS scalars to a value of type TYPE; EPILOGUE maps the total and the
     other scalars to what is stored. With several chunks, chunk k of result m is stored at k * M + m.
     """
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
     if WIDE:
-        m = m.to(tl.int64)
+        m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+        first = tl.program_id(1).to(tl.int64) * CHUNK
+    else:
+        m = tl.program_id(0) * BM + tl.arange(0, BM)
+        first = tl.program_id(1) * CHUNK
     row = ()
     if KEPT > 0:
         kept = coordinates(m, kept_shape, KEPT)
@@ -76,7 +79,6 @@ def reduce(
         for _ in tl.static_range(len(ins)):
             row = row + (m * 0,)
     acc = tl.full((BM, BN), IDENTITY, TYPE)
-    first = tl.program_id(1) * CHUNK
     last = tl.minimum(first + CHUNK, N)
     for start in range(first, last, BN):
         n = start + tl.arange(0, BN)

@@ -19,7 +19,11 @@ INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 
 @triton.jit
 def neg(x):
-    return -x
+    if x.dtype.is_floating():
+        y = x * -1.0  # Triton's -x is 0 - x, which loses the sign of zero
+    else:
+        y = -x
+    return y
 
 
 @triton.jit

@@ -17,6 +17,16 @@ from tgrad.kernels.reduce import max_nan
 
 
 @triton.jit
+def row_numbers(WIDE: tl.constexpr, BM: tl.constexpr):
+    """The rows of this program, as 64-bit numbers if WIDE."""
+    if WIDE:
+        m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    else:
+        m = tl.program_id(0) * BM + tl.arange(0, BM)
+    return m
+
+
+@triton.jit
 def row_offsets(m, shape, row_strides, NDIM: tl.constexpr):
     """The offset of row m's first element."""
     if NDIM > 0:
@@ -32,7 +42,7 @@ def log_sum_exp(x, rows, valid, stride, N, TYPE: tl.constexpr, BM: tl.constexpr,
     top = tl.full((BM,), float("-inf"), TYPE)
     total = tl.zeros((BM,), TYPE)
     for start in range(0, N, BN):
-        n = start + tl.arange(0, BN)
+        n = (start + tl.arange(0, BN)).to(rows.dtype)  # as wide as offsets are
         mask = valid[:, None] & (n[None, :] < N)
         v = tl.load(x + (rows[:, None] + n[None, :] * stride), mask=mask, other=float("-inf")).to(TYPE)
         new = tl.maximum(top, tl.reduce(v, 1, max_nan), propagate_nan=tl.PropagateNan.ALL)
@@ -48,15 +58,13 @@ def softmax(
     LOG: tl.constexpr, TYPE: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """out = softmax of x's rows, or its logarithm."""
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    if WIDE:
-        m = m.to(tl.int64)
+    m = row_numbers(WIDE, BM)
     valid = m < M
     rows = row_offsets(m, shape, x_strides, NDIM)
     to = row_offsets(m, shape, out_strides, NDIM)
     top, log_total = log_sum_exp(x, rows, valid, stride_x, N, TYPE, BM, BN)
     for start in range(0, N, BN):
-        n = start + tl.arange(0, BN)
+        n = (start + tl.arange(0, BN)).to(rows.dtype)  # as wide as offsets are
         mask = valid[:, None] & (n[None, :] < N)
         v = tl.load(x + (rows[:, None] + n[None, :] * stride_x), mask=mask, other=0).to(TYPE)
         y = (v - top[:, None]) - log_total[:, None]
@@ -71,23 +79,21 @@ def softmax_backward(
     LOG: tl.constexpr, TYPE: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """From the result y: g - exp(y) * sum(g) for the logarithm, (g - sum(g * y)) * y for softmax itself."""
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    if WIDE:
-        m = m.to(tl.int64)
+    m = row_numbers(WIDE, BM)
     valid = m < M
     to = row_offsets(m, shape, dx_strides, NDIM)
     g_rows = row_offsets(m, shape, g_strides, NDIM)
     y_rows = row_offsets(m, shape, y_strides, NDIM)
     total = tl.zeros((BM,), TYPE)
     for start in range(0, N, BN):
-        n = start + tl.arange(0, BN)
+        n = (start + tl.arange(0, BN)).to(g_rows.dtype)  # as wide as offsets are
         mask = valid[:, None] & (n[None, :] < N)
         v = tl.load(g + (g_rows[:, None] + n[None, :] * stride_g), mask=mask, other=0).to(TYPE)
         if not LOG:
             v = v * tl.load(y + (y_rows[:, None] + n[None, :] * stride_y), mask=mask, other=0).to(TYPE)
         total += tl.sum(v, 1)
     for start in range(0, N, BN):
-        n = start + tl.arange(0, BN)
+        n = (start + tl.arange(0, BN)).to(g_rows.dtype)  # as wide as offsets are
         mask = valid[:, None] & (n[None, :] < N)
         v = tl.load(g + (g_rows[:, None] + n[None, :] * stride_g), mask=mask, other=0).to(TYPE)
         s = tl.load(y + (y_rows[:, None] + n[None, :] * stride_y), mask=mask, other=0).to(TYPE)
@@ -107,9 +113,7 @@ def cross_entropy(
 
     A target outside the row gives nan.
     """
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    if WIDE:
-        m = m.to(tl.int64)
+    m = row_numbers(WIDE, BM)
     valid = m < M
     rows = row_offsets(m, shape, x_strides, NDIM)
     t = tl.load(target + row_offsets(m, shape, target_strides, NDIM), mask=valid, other=0)
@@ -131,9 +135,7 @@ def cross_entropy_backward(
     """dx = (softmax(x) - one_hot(target)) * g, divided by the number of kept rows if MEAN. The softmax is computed
     again.
     """
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    if WIDE:
-        m = m.to(tl.int64)
+    m = row_numbers(WIDE, BM)
     valid = m < M
     rows = row_offsets(m, shape, x_strides, NDIM)
     to = row_offsets(m, shape, dx_strides, NDIM)
@@ -144,7 +146,7 @@ def cross_entropy_backward(
     arriving = tl.where(t != IGNORE, arriving, 0.0)
     top, log_total = log_sum_exp(x, rows, valid, stride_x, N, TYPE, BM, BN)
     for start in range(0, N, BN):
-        n = start + tl.arange(0, BN)
+        n = (start + tl.arange(0, BN)).to(rows.dtype)  # as wide as offsets are
         mask = valid[:, None] & (n[None, :] < N)
         v = tl.load(x + (rows[:, None] + n[None, :] * stride_x), mask=mask, other=0).to(TYPE)
         p = libm.exp((v - top[:, None]) - log_total[:, None])

@@ -62,6 +62,7 @@ def profile(
     names = (modes,) if isinstance(modes, str) else tuple(modes)
     options = Options(batch_size, dtype, width, depth, seed)
     check(given, names, device, repeats, warmup)
+    _check_sizes(given, options)
     if out is not None:
         output.check(out, force)  # before minutes of measuring
     made = _distinct([make(w, options) for w in given])
@@ -113,6 +114,13 @@ def check(workloads: Sequence[str | Workload], modes: Sequence[str], device: str
         raise ProfilerError(
             f"--device cpu: this process computes on {compute}; set TRITON_INTERPRET=1 before Python starts"
         )
+
+
+def _check_sizes(workloads: Sequence[str | Workload], options: Options) -> None:
+    """Raises ProfilerError if width or depth is given and nothing has one."""
+    for name in ("width", "depth"):
+        if getattr(options, name) is not None and set(workloads) <= {"tutorial", "digits"}:
+            raise ProfilerError(f"--{name}: of tgrad's workloads only mlp has a {name}; leave it out, or profile mlp")
 
 
 def _distinct(workloads: list[Workload]) -> list[Workload]:

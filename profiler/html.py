@@ -45,19 +45,24 @@ def _render(report: Report, figures: Figures, whole: bool) -> str:
         columns=tables.columns(report.runs),
         facts=_facts(report.environment),
         interpreted=INTERPRETED if report.environment.get("is_interpreted") else None,
-        created=report.records.runs[0].created_at if report.records.runs else "",
+        created=report.records.runs[0].created_at.replace("T", " ").replace("+00:00", " UTC")
+        if report.records.runs
+        else "",
         modes=list(dict.fromkeys(r.mode for r in report.records.runs)),
     )
 
 
 def _workload(report: Report, name: str, figures: list[tuple[str, str, str]]) -> dict[str, Any]:
     runs = report.runs[report.runs["workload"] == name]
-    columns = tables.columns(report.runs)
+    parts = [("Memory", tables.BYTES), ("Time and kernels of one batch", tables.times(report.runs))]
     return {
         "name": name,
         "about": report.about.get(name, ""),
         "sentence": report.sentences()[name],
-        "rows": [(run["mode"], [c.cell(run) for c in columns]) for _, run in runs.iterrows()],
+        "tables": [
+            (caption, columns, [(run["mode"], [c.cell(run) for c in columns]) for _, run in runs.iterrows()])
+            for caption, columns in parts
+        ],
         "figures": figures,
         "sources": _sources(report, name),
         "residual": int(runs["residual_bytes"].abs().max()),
@@ -67,6 +72,7 @@ def _workload(report: Report, name: str, figures: list[tuple[str, str, str]]) ->
 def _sources(report: Report, workload: str) -> dict[str, Any]:
     saved = report.saved
     mine = saved[(saved["workload"] == workload) & (saved["mode"] == "grad")]
+    mine = mine[~mine["category"].isin(("parameter", "constant"))]
     table = aggregate.saved_by_source(mine) if len(mine) else pd.DataFrame()
     rows = [
         {

@@ -179,7 +179,8 @@ def measure(workload: Workload, mode: str, run_id: str, on_batch: Callable[[], N
                 on_batch()
             timeline.phase = "held"
             after = ledger.live_bytes
-            kept = [*saved(*results), *_held_leaves(results)]
+            kept = saved(*results)
+            kept += _held_leaves(results, {s.storage_id for s in kept} | {p.storage.id for p in parameters(model)})
             kinds = Kinds(model, batch_ids, results, kept, timeline)
             if mode == "grad" and roots:
                 timeline.phase = "backward"
@@ -224,12 +225,16 @@ def _warm_up(workload: Workload, mode: str) -> None:
     clear_gradients(workload.model)
 
 
-def _held_leaves(results: list[Tensor]) -> list[SavedRecord]:
-    """Leaves that the graph holds as the goals of gradients, without having saved them: inputs that require grad."""
+def _held_leaves(results: list[Tensor], known: set[int]) -> list[SavedRecord]:
+    """Leaves that the graph holds only as the goals of gradients: inputs that require grad and were not saved.
+
+    Args:
+        known: storages to leave out.
+    """
     found: dict[int, tuple[Node, Tensor]] = {}
     for node in nodes(*results):
         for edge in node.edges:
-            if isinstance(edge, Tensor):
+            if isinstance(edge, Tensor) and edge.storage.id not in known:
                 found.setdefault(id(edge), (node, edge))
     return [
         SavedRecord(

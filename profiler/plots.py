@@ -143,12 +143,12 @@ def memory_over_time(live: dict[str, pd.DataFrame], workload: str, interpreted: 
     most = max(table[list(CATEGORIES)].sum(axis=1).max() for table in live.values())
     longest = max(table["t_ns"].max() for table in live.values()) / 1e6
     with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=(7.2, 1.2 + 1.5 * len(live) + 0.2 * -(-len(used) // 3)), layout="constrained")
+        fig = Figure(figsize=(7.2, 1.2 + 1.6 * len(live) + 0.2 * -(-len(used) // 3)), layout="constrained")
         axes = fig.subplots(len(live), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for ax, (mode, table) in zip(axes, live.items(), strict=True):
             _timeline(ax, table, used, most, longest)
             ax.set_title(mode, loc="left", color=MODE_COLOURS.get(mode, "#1F2328"), fontweight="bold", fontsize=10)
-        axes[0].set_ylim(0, most * 1.18 or 1)
+        axes[0].set_ylim(0, most * 1.32 or 1)
         axes[0].set_xlim(0, longest or 1)
         unit = _bytes_axis(axes[0].yaxis, most)
         _time_axis(axes[-1], longest, interpreted)
@@ -169,7 +169,7 @@ def _timeline(ax: Any, table: pd.DataFrame, used: list[str], most: float, longes
         ax.axvspan(mine[0], mine[-1], color=colour, zorder=-1, linewidth=0)
         wide = mine[-1] - mine[0] > 0.1 * longest
         ax.text(
-            (mine[0] + mine[-1]) / 2 if wide else mine[-1], most * 1.16, phase if wide else f" {phase}",
+            (mine[0] + mine[-1]) / 2 if wide else mine[-1], most * 1.3, phase if wide else f" {phase}",
             ha="center" if wide else "left", va="top", fontsize=8.5, color="#5A6067",
         )  # fmt: skip
     total = layers.sum(axis=0)
@@ -268,6 +268,11 @@ def png(fig: Figure) -> bytes:
 _figures = itertools.count(1)
 
 
+def _rounded(path: re.Match) -> str:
+    """A path's coordinates to a hundredth of a point: half the size, and the same picture."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])
+
+
 def svg(fig: Figure, title: str) -> str:
     """The figure as an <svg> element to put into a page: ids of its own, no declaration, scalable."""
     buffer = io.StringIO()
@@ -279,7 +284,7 @@ def svg(fig: Figure, title: str) -> str:
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
     text = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", text)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # a page needs none
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)  # a hundredth of a point is enough, and half the size
+    text = re.sub(r'\bd="[^"]*"', _rounded, text)
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

@@ -79,8 +79,13 @@ GPU = Column("on the GPU", "device time between events: forward + backward, medi
 
 def columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     """The columns that these runs can fill."""
+    return *BYTES, *times(runs)
+
+
+def times(runs: pd.DataFrame) -> tuple[Column, ...]:
+    """Those of time and kernels."""
     has_gpu = not runs["forward_gpu_median_ms"].isna().all()
-    return (*BYTES, *TIMES[:2], GPU, *TIMES[2:]) if has_gpu else (*BYTES, *TIMES)
+    return (*TIMES[:2], GPU, *TIMES[2:]) if has_gpu else TIMES
 
 
 def source(row: pd.Series) -> str:

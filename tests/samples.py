@@ -88,7 +88,7 @@ BINARY = (
 )  # fmt: skip
 TERNARY = (
     case("scalar", (), (), ()), case("empty", (0, 3), (1, 3), ()), case("odd", (5, 7), (5, 7), (5, 7)),
-    case("broadcast", (5, 1, 7), (3, 1), ()), case("transposed", (5, 7), (5, 7), (5, 7), ways="transposed plain transposed"),
+    case("broadcast", (5, 3, 7), (3, 1), ()), case("transposed", (5, 7), (5, 7), (5, 7), ways="transposed plain transposed"),
     case("sliced", (5, 3), (1, 3), (5, 3), ways="sliced plain expanded"),
 )  # fmt: skip
 # The cases that other dtypes than float64 are run on, and those a GPU compiles kernels for.
@@ -105,6 +105,7 @@ class Sample:
         integers: whether it is compared on integers and bools too (torch decides where it is defined).
         factor, scale: how far rounding may be magnified, see `assert_close`; `back_*`: in backward.
         bits: whether the recorded backward gives the same bits as the fused one.
+        strides: whether the result's are torch's (torch.pow(number, tensor) alone of all is row-major whatever its input).
     """
 
     op: Op
@@ -120,6 +121,7 @@ class Sample:
     back_factor: float = 2
     back_scale: float = 1
     bits: bool = True
+    strides: bool = True
 
     @property
     def id(self) -> str:
@@ -178,9 +180,9 @@ ARITHMETIC = [
     with_numbers(p.pow, torch.pow, 1, label="pow-one", points=((0.0,),)),
     with_numbers(p.pow, torch.pow, 0, label="pow-zero", points=((0.0,),)),
     Sample(p.pow, lambda x: p.pow(2.5, x), lambda x: torch.pow(2.5, x), (Input(),), UNARY, label="pow-exponent",
-           integers=False, back_scale=8),
+           integers=False, back_scale=8, strides=False),
     Sample(p.sub, lambda x: 2.5 - x, lambda x: 2.5 - x, (Input(),), UNARY, label="rsub"),
-    Sample(p.div, lambda x: 2.5 / x, lambda x: 2.5 / x, (Input(nonzero),), UNARY, label="rdiv"),
+    Sample(p.div, lambda x: 2.5 / x, lambda x: 2.5 / x, (Input(nonzero),), UNARY, label="rdiv", integers=False),
     Sample(p.mul, lambda x: x * 2.5, lambda x: x * 2.5, (Input(),), UNARY, label="mul-number"),
     binary(p.maximum, torch.maximum, points=TIES), binary(p.minimum, torch.minimum, points=TIES),
     Sample(p.clamp, p.clamp, torch.clamp, (Input(), Input(), Input()), TERNARY, EDGES),
@@ -189,7 +191,7 @@ ARITHMETIC = [
     Sample(p.clamp_max, p.clamp_max, torch.clamp_max, (Input(), Input()), BINARY, TIES),
     with_numbers(p.clamp_min, torch.clamp_min, 0.5, label="clamp_min-number", points=((0.5,),)),
     with_numbers(p.clamp_max, torch.clamp_max, 0.5, label="clamp_max-number", points=((0.5,),)),
-    Sample(p.where, p.where, torch.where, (CONDITION, Input(), Input()), TERNARY),
+    Sample(p.where, p.where, torch.where, (CONDITION, Input(), Input()), (*TERNARY, case("mixed", (3, 1), (5, 1, 7), ()))),
 ]  # fmt: skip
 FUNCTIONS = [
     unary(p.abs, torch.abs, points=KINK), unary(p.exp, torch.exp, back_scale=4), unary(p.log, torch.log, positive),
@@ -214,7 +216,8 @@ CONDITIONS = [
     unary(p.logical_not, torch.logical_not, points=KINK),
 ]
 CASTS = [
-    Sample(p.cast(kind), p.cast(kind), lambda x, kind=kind: x.to(getattr(torch, kind.name)), (Input(),), UNARY, label=f"to-{kind.name}")
+    Sample(p.cast(kind), p.cast(kind), lambda x, kind=kind: x.to(getattr(torch, kind.name), copy=True),
+           (Input(grad=kind.is_floating_point),), UNARY, label=f"to-{kind.name}")
     for kind in (tgrad.float64, tgrad.int32, tgrad.int64, tgrad.bool)
 ]
 
@@ -341,7 +344,7 @@ VIEWS = [
     shaped(reduce.expand_op, "expand", case("odd", (5, 1), args=(5, 7)), case("scalar", (), args=(3, 2)), case("lead", (7,), args=(3, 5, -1)),
            case("sliced", (5, 1), ways="sliced", args=(2, -1, 3)), case("empty", (1, 3), args=(0, 3)), case("same", (5, 7), args=(5, 7))),
     shaped(views.permute_op, "permute", case("odd", (3, 5, 7), args=(2, 0, 1)), case("sliced", (3, 5), ways="sliced", args=(-1, 0)),
-           case("scalar", (), args=())),
+           case("scalar", (), args=((),))),
     shaped(views.transpose_op, "transpose", case("odd", (3, 5, 7), args=(0, -1)), case("scalar", (), args=(0, -1)), case("one", (7,), args=(0, 0))),
     shaped(views.t_op, "t", case("odd", (5, 7), args=()), case("vector", (7,), args=()), case("scalar", (), args=())),
     shaped(views.squeeze_op, "squeeze", case("odd", (1, 5, 1), args=()), case("dim", (1, 5, 1), args=(-1,)), case("not", (5, 7), args=(0,)),

@@ -164,7 +164,7 @@ def _formulas(rule: FormulaRule, g: Tensor, saved: list[Tensor], numbers: tuple)
             out.append((None, False))
             continue
         result, _ = _fit(result, like, False)
-        own = id(result.storage) not in held and result.base is None
+        own = id(result.storage) not in held and result.alias is None
         held.add(id(result.storage))
         out.append((result, own))
     return out

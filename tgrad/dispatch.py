@@ -5,12 +5,12 @@ This alone reads the grad mode; all modes run the same kernels and give the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tgrad import graph
 from tgrad.modes import current
-from tgrad.tensor import Tensor, empty, make
+from tgrad.tensor import DEFAULT, INFERENCE, NO_GRAD, Alias, Tensor, empty, make
 
 if TYPE_CHECKING:
     from tgrad.op import Op, Plan
@@ -28,6 +28,14 @@ class Observer(Protocol):
 
 
 observer: Observer | None = None
+
+
+def _no_refresh(t: Tensor) -> None:
+    pass
+
+
+# Brings a view's history up to date before it is used; aliasing.py, which stands above this module, sets it.
+refresh: Callable[[Tensor], None] = _no_refresh
 
 
 def dispatch(op: Op, args: Sequence[Any], settings: tuple = ()) -> list[Tensor]:
@@ -68,8 +76,11 @@ def keep_plan(op: Op, key: tuple, plan: Plan) -> Plan:
 def record(plan: Plan, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
     mask, bit = 0, 1
     for a in args:
-        if isinstance(a, Tensor) and a._requires_grad:
-            mask |= bit
+        if isinstance(a, Tensor):
+            if a.alias is not None:
+                refresh(a)
+            if a._requires_grad:
+                mask |= bit
         bit += bit
     if mask:
         rule = plan.rule(mask)
@@ -84,7 +95,13 @@ def view(op: Op, x: Tensor, settings: tuple) -> Tensor:
     if plan is None:
         plan = keep_plan(op, key, op.build((x,), settings))
     out = make(plan.outs[0], x.storage, x.ptr + plan.offset, x.version)
-    out.base = x if x.base is None else x.base
-    if x._requires_grad and current().record:
+    mode = current()
+    parent = x.alias
+    creation = INFERENCE if mode.inference else DEFAULT if mode.grad else NO_GRAD
+    if parent is not None and creation == DEFAULT:
+        creation = parent.creation
+    seen = 0 if x.version is None else x.version.value
+    out.alias = Alias(x if parent is None else parent.base, creation, seen)
+    if mode.record:
         record(plan, (x,), (out,))
     return out

@@ -6,6 +6,8 @@ number; a lower rank changes the result only when its category (bool < integer <
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -54,6 +56,8 @@ BY_NAME = {d.name: d for d in ALL}
 BY_NUMPY = {d.numpy: d for d in ALL if d is not bfloat16}
 
 _default = float32
+# Called when the default changes: whoever keeps a decision that depended on it.
+default_changed: list[Callable[[], None]] = []
 
 
 def get_default_dtype() -> dtype:
@@ -71,6 +75,8 @@ def set_default_dtype(d: dtype) -> None:
     if not isinstance(d, dtype) or not d.is_floating_point:
         raise TypeError(f"only floating-point types are supported as the default type, but got {d!r}")
     _default = d
+    for forget in default_changed:
+        forget()
 
 
 def of_number(value: bool | int | float) -> dtype:

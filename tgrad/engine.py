@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from tgrad import modes
+from tgrad.aliasing import refresh
 from tgrad.backward import gradients
 from tgrad.graph import Node
 from tgrad.inplace import write
@@ -303,7 +304,11 @@ def grad(
 
 
 def _tuple(tensors: Any) -> tuple:
-    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    several = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    for t in several:
+        if isinstance(t, Tensor) and t.alias is not None:
+            refresh(t)
+    return several
 
 
 def _seed(roots: tuple[Tensor, ...], given: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:

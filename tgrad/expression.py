@@ -235,6 +235,12 @@ def promoting(operands: Sequence[Operand]) -> tuple[list[dtype], Operand]:
     return [dtypes.accumulator(common)] * len(operands), (common, rank)
 
 
+def counting(operands: Sequence[Operand]) -> tuple[list[dtype], Operand]:
+    """As `promoting`, with bool made int64."""
+    common, rank = dtypes.result(list(operands))
+    return promoting([(dtypes.int64, rank)] * len(operands) if common is dtypes.bool_ else operands)
+
+
 def floating(operands: Sequence[Operand]) -> tuple[list[dtype], Operand]:
     """As `promoting`, with integers made floating."""
     common, rank = dtypes.result(list(operands))
@@ -268,6 +274,7 @@ def casting(target: dtype) -> Callable[[Sequence[Operand]], tuple[list[dtype], O
 
     def rule(operands: Sequence[Operand]) -> tuple[list[dtype], Operand]:
         source, rank = operands[0]
-        return [dtypes.accumulator(target)], (target, rank)
+        kind = target if target is dtypes.bool_ else dtypes.accumulator(target)
+        return [kind], (target, rank)
 
     return rule

@@ -149,5 +149,6 @@ VIEWS = (
     "narrow",
     "unbind",
     "split",
+    "chunk",
 )
 FUNCTIONS |= {name: getattr(views, name) for name in VIEWS}

@@ -118,7 +118,7 @@ class Node:
 
     def name(self) -> str:
         """As PyTorch names it: `MulBackward0`."""
-        return f"{self.rule.op.grad_name}Backward0"
+        return self.rule.op.node_name
 
     def __repr__(self) -> str:
         return f"<{self.name()} object at {id(self):#x}>"

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from tgrad import dispatch as path, dtypes
+from tgrad.aliasing import rebase, record_over, refresh, refuse_tracked_write, wants_grad
 from tgrad.dtypes import can_cast
 from tgrad.expression import Expression
 from tgrad.layout import broadcast_shapes, may_overlap_itself
 from tgrad.modes import Mode, current
-from tgrad.op import Plan, Pointwise, check_devices, operand, pointwise_launch
+from tgrad.op import FormulaRule, Op, Plan, Pointwise, Rule, check_devices, operand, pointwise_launch
+from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor, empty
 
 
 def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
-    """Run a pointwise `op` on `args`, storing its result in `target`, which gets a new version and, if recorded, a
-    node.
+    """Run a pointwise `op` on `args` and store the result in `target`: a new version and, if recorded, a node.
 
     `target` may be among `args`.
 
@@ -24,7 +25,7 @@ def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
         RuntimeError: the write is refused, before anything is written.
     """
     mode = current()
-    recording = mode.record and (target._requires_grad or any(isinstance(a, Tensor) and a._requires_grad for a in args))
+    recording = mode.record and (wants_grad(target) or any(map(wants_grad, args)))
     refuse(target, mode, recording)
     key = (target.layout, *[a.layout if isinstance(a, Tensor) else a.__class__ for a in args], "in place")
     plan = op.plans.get(key)
@@ -33,15 +34,50 @@ def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
     if path.observer is not None:
         path.observer.begin(op.name + "_")
     args = [_apart(a, target) for a in args]
+    if recording:
+        for a in args:
+            if isinstance(a, Tensor):
+                refresh(a)
     before = [_as_it_was(a, target, plan, args) for a in args] if recording else args
     plan.launch(target.ptr, *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))  # type: ignore[misc]
     if target.version is not None:
         target.version.value += 1
     if recording:
-        path.record(plan, before, (target,))
+        _record(op, plan, before, target)
     if path.observer is not None:
         path.observer.end(op.name + "_")
     return target
+
+
+def _record(op: Pointwise, plan: Plan, args: Sequence[Any], target: Tensor) -> None:
+    """Give the target its new history, and with it the base that it is a view of."""
+    if op is p.copy:
+        rule, args = _overwrite(target, args)
+    else:
+        mask = sum(1 << i for i, a in enumerate(args) if isinstance(a, Tensor) and a._requires_grad)
+        rule = plan.rule(mask) if mask else None
+    if rule is not None and target.layout.dtype.is_floating_point:
+        record_over(target, rule, tuple(args))
+        if target.alias is not None:
+            rebase(target)
+
+
+_OVERWRITE = Op("copy_", ("old", "new"), {"old": lambda g: g, "new": lambda g: g}, node_name="torch::autograd::CopyBackwards")
+
+
+def _overwrite(target: Tensor, args: Sequence[Any]) -> tuple[Rule | None, tuple]:
+    """The rule of a write that leaves nothing of the old value: its gradient is zero."""
+    inputs = (target, *[a for a in args if isinstance(a, Tensor)])
+    wanted = tuple(i for i, t in enumerate(inputs) if t._requires_grad)
+    rule = FormulaRule(_OVERWRITE, wanted, (), ())
+    rule.names = ()
+    formulas = (_zeros, lambda g: g)
+    rule.calls = [(inputs[i].layout, formulas[i], None, (), {}) for i in wanted]
+    return (rule if wanted else None), inputs
+
+
+def _zeros(g: Tensor) -> Tensor:
+    return p.where(False, g, 0)
 
 
 def refuse(target: Tensor, mode: Mode, recording: bool) -> None:
@@ -51,21 +87,13 @@ def refuse(target: Tensor, mode: Mode, recording: bool) -> None:
         RuntimeError: a leaf that requires grad, or a view of one, in grad mode; an inference tensor outside inference
             mode.
     """
-    if mode.record and target._requires_grad and target.node is None:
-        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-    base = target.base
-    if mode.record and base is not None and base._requires_grad and base.node is None:
-        raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+    if recording:
+        refuse_tracked_write(target)
     if target.version is None and not mode.inference:
         raise RuntimeError(
             "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone to get a "
             "normal tensor before doing inplace update. See https://github.com/pytorch/rfcs/pull/17 for more "
             "details."
-        )
-    if recording and base is not None:
-        raise NotImplementedError(
-            f"an in-place write on a view of a tensor of shape {tuple(base.shape)} cannot be recorded yet: write to "
-            "the base, or compute a new tensor"
         )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tgrad import dtypes, engine, modes
+from tgrad.aliasing import refresh
 from tgrad.dtypes import dtype
 from tgrad.functions import FUNCTIONS, UNARY, Number, named, operand, power, scaled
 from tgrad.graph import Node
 from tgrad.inplace import write
 from tgrad.ops import creation, matmul, pointwise as p, reduce, views
 from tgrad.ops.transfer import convert, copy_into
-from tgrad.tensor import Tensor, Version, make
+from tgrad.tensor import DEFAULT, Tensor, Version, make
 
 
 def _binary_operator(row: p.Pointwise, reflected: bool = False) -> Callable:
@@ -133,7 +134,7 @@ class Shape:
     def detach_(self) -> Tensor:
         """Forget the history of this tensor object."""
         t: Any = self
-        if t.base is not None:
+        if t.alias is not None:
             raise RuntimeError("Can't detach views in-place. Use detach() instead. ")
         t.node, t._requires_grad = None, False
         return t
@@ -251,7 +252,34 @@ class Handle:
 
 
 class Autograd:
-    """Backward, hooks and retained gradients."""
+    """What the graph knows of a tensor; backward, hooks and retained gradients."""
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to it. A view of a tensor that requires grad does, unless it was made without grad."""
+        t: Any = self
+        alias = t.alias
+        return t._requires_grad or (alias is not None and alias.creation == DEFAULT and alias.base._requires_grad)
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)  # type: ignore[attr-defined]
+
+    @property
+    def grad_fn(self) -> Node | None:
+        """The node that made it; None for a leaf.
+
+        Raises:
+            RuntimeError: it is a view made without grad, or one of several, and its base has been written since.
+        """
+        t: Any = self
+        if t.alias is not None:
+            refresh(t)
+        return t.node
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.grad_fn is None
 
     def backward(self, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False,
                  inputs: Tensor | Sequence[Tensor] | None = None) -> None:  # fmt: skip
@@ -265,6 +293,8 @@ class Autograd:
             RuntimeError: the tensor does not require grad.
         """
         t: Any = self
+        if t.alias is not None:
+            refresh(t)
         if not t._requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         holder = t if t.node is None else t.node
@@ -276,6 +306,8 @@ class Autograd:
     def retain_grad(self) -> None:
         """Keep the gradient of this non-leaf in `.grad`."""
         t: Any = self
+        if t.alias is not None:
+            refresh(t)
         if not t._requires_grad:
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
         if t.node is None or t.node.retains is not None:

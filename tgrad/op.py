@@ -2,13 +2,15 @@
 
 A derivative is a formula per input, in ordinary tgrad maths. Its first parameter is the incoming gradient `g`; every
 other positional parameter names an input, `out` or an auxiliary result, and naming it is what saves it. Keyword-only
-parameters name the op's settings, or `<input>_shape`, and save nothing.
+parameters name the op's settings, or `<input>_shape`, `<input>_strides` or `<input>_dtype`,
+and save nothing.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,6 +98,18 @@ class FormulaRule(Rule):
     names: tuple[str, ...]
 
 
+_ops: weakref.WeakSet[Op] = weakref.WeakSet()
+
+
+def forget_plans() -> None:
+    """Drop the plans of every op: something that they depend on has changed, such as the default dtype."""
+    for op in list(_ops):
+        op.plans.clear()
+
+
+dtypes.default_changed.append(forget_plans)
+
+
 class Op:
     """A differentiable operation.
 
@@ -107,15 +121,18 @@ class Op:
     """
 
     def __init__(
-        self, name: str, inputs: Sequence[str], formulas: dict[str, Formula], grad_name: str | None = None
-    ) -> None:
+        self, name: str, inputs: Sequence[str], formulas: dict[str, Formula], grad_name: str | None = None,
+        node_name: str | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.inputs = tuple(inputs)
         self.formulas = formulas
         self.needs = {n: tuple(p.name for p in _positional(f)[1:]) for n, f in formulas.items()}
         self.settings = {n: tuple(p.name for p in _keyword_only(f)) for n, f in formulas.items()}
         self.plans: dict[tuple, Plan] = {}
+        _ops.add(self)
         self.grad_name = grad_name or "".join(part.capitalize() for part in name.split("_"))
+        self.node_name = node_name or f"{self.grad_name}Backward0"
         unknown = set(formulas) - set(self.inputs)
         if unknown:
             raise TypeError(f"{name}: formulas for {sorted(unknown)}, which are not among its inputs {self.inputs}")
@@ -315,7 +332,8 @@ class Kernel(Op):
         known: dict[str, Any] = dict(zip(self.setting_names, settings, strict=True))
         for name, a in zip(self.inputs, args, strict=True):
             if isinstance(a, Tensor):
-                known |= {f"{name}_shape": tuple(a.layout.shape), f"{name}_dtype": a.layout.dtype}
+                known[f"{name}_shape"], known[f"{name}_strides"] = tuple(a.layout.shape), a.layout.strides
+                known[f"{name}_dtype"] = a.layout.dtype
         names = (*self.inputs, *self.results)
 
         def rule(mask: int) -> Rule | None:

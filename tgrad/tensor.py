@@ -29,6 +29,27 @@ class Version:
         self.value = 0
 
 
+# How a view was made, which decides what a write to it or to its base may do.
+DEFAULT, NO_GRAD, INFERENCE, MULTI_OUTPUT, IN_FUNCTION = range(5)
+
+
+class Alias:
+    """What a view knows of its base.
+
+    Attributes:
+        base: the tensor that is no view itself.
+        creation: how the view was made.
+        seen: the version at which its history was made.
+        output: (op, index) of a view that is one of several results.
+    """
+
+    __slots__ = ("base", "creation", "seen", "output")
+
+    def __init__(self, base: Tensor, creation: int, seen: int) -> None:
+        self.base, self.creation, self.seen = base, creation, seen
+        self.output = ("", 0)
+
+
 class Tensor:
     """A multi-dimensional array. Make one with `tgrad.tensor`, `tgrad.zeros`, ...
 
@@ -37,7 +58,7 @@ class Tensor:
         version: the write counter; None for an inference tensor.
         requires_grad: whether gradients flow to it.
         node: what made it, if recorded (`grad_fn`).
-        base: the tensor it is a view of.
+        alias: what it is a view of, and how.
     """
 
     __slots__ = (
@@ -48,7 +69,7 @@ class Tensor:
         "_requires_grad",
         "node",
         "_grad",
-        "base",
+        "alias",
         "hooks",
         "__weakref__",
     )
@@ -60,7 +81,7 @@ class Tensor:
     _requires_grad: bool
     node: Node | None
     _grad: Tensor | None
-    base: Tensor | None
+    alias: Alias | None
     hooks: list[Callable] | None
 
     if TYPE_CHECKING:  # methods.py installs the operations
@@ -155,14 +176,6 @@ class Tensor:
         return id(self)
 
     # --- autograd --------------------------------------------------------------------------------
-    @property
-    def requires_grad(self) -> bool:
-        return self._requires_grad
-
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
-        self.requires_grad_(value)
-
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set whether gradients flow to this leaf; returns it.
 
@@ -183,15 +196,6 @@ class Tensor:
         return self
 
     @property
-    def grad_fn(self) -> Node | None:
-        """The node that made it; None for a leaf."""
-        return self.node
-
-    @property
-    def is_leaf(self) -> bool:
-        return self.node is None
-
-    @property
     def _version(self) -> int:
         if self.version is None:
             raise RuntimeError("Inference tensors do not track version counter.")
@@ -199,7 +203,7 @@ class Tensor:
 
     @property
     def _base(self) -> Tensor | None:
-        return self.base
+        return None if self.alias is None else self.alias.base
 
     def is_inference(self) -> bool:
         return self.version is None
@@ -333,9 +337,16 @@ class Tensor:
             dtype=self.layout.dtype.name,
             shape=tuple(self.layout.shape),
             requires_grad=self._requires_grad,
-            grad_fn=None if self.node is None else self.node.name(),
+            grad_fn=self._history_name(),
             device=None if self.layout.device is compute else str(self.layout.device),
         )
+
+    def _history_name(self) -> str | None:
+        try:
+            node = self.grad_fn
+        except RuntimeError:  # a view whose base was written since: see aliasing.refresh
+            return "Invalid"
+        return None if node is None else node.name()
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         if self.node is not None:
@@ -359,7 +370,7 @@ def make(layout: Layout, storage: Storage, ptr: int, version: Version | None) ->
     t.ptr = ptr
     t.version = version
     t._requires_grad = False
-    t.node = t._grad = t.base = t.hooks = None
+    t.node = t._grad = t.alias = t.hooks = None
     return t
 
 

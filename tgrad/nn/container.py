@@ -161,6 +161,7 @@ class ModuleList(_Numbered):
                 runs[-1][1].append(i)
             else:
                 runs.append((text, [i]))
-        single, several = "({0}): {3}", "({0}-{1}): {2} x {3}"
-        lines = [indent((single if len(at) == 1 else several).format(at[0], at[-1], len(at), text)) for text, at in runs]
+        lines = []
+        for text, at in runs:
+            lines.append(indent(f"({at[0]}): {text}" if len(at) == 1 else f"({at[0]}-{at[-1]}): {len(at)} x {text}"))
         return f"{self._get_name()}(" + ("\n  " + "\n  ".join(lines) + "\n" if lines else "") + ")"

@@ -322,7 +322,7 @@ class Module(Calls, State):
         return self._apply(lambda t: t.to(dtype=kind) if t.is_floating_point() else t)
 
     def to(self, *args: Any, device: Any = None, dtype: dtype | None = None, non_blocking: bool = False) -> Module:
-        """Convert floating tensors to a dtype, all to a device, or to those of a tensor; parameters stay the same objects.
+        """Convert floating tensors to a dtype, and all to a device, or to those of a tensor. Parameters stay the same.
 
         Raises:
             TypeError: the dtype is not floating.

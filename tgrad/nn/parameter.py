@@ -11,8 +11,6 @@ from tgrad.tensor import Tensor
 
 def typename(x: object) -> str:
     """What PyTorch's messages call `x`: "torch.FloatTensor" for a tensor, else its class."""
-    if isinstance(x, Parameter):
-        return f"{type(x).__module__}.{type(x).__qualname__}"
     if isinstance(x, Tensor):
         return f"torch.{'cuda.' if x.is_cuda else ''}{x.dtype.legacy}Tensor"
     kind = x if isinstance(x, type) else type(x)
@@ -25,10 +23,10 @@ def _over(cls: type, data: Tensor | None, name: str) -> Any:
         data = creation.empty(0, dtype=dtypes.get_default_dtype())
     if not isinstance(data, Tensor):
         raise TypeError(f"{name}: expected data to be a Tensor, got {type(data).__name__}")
-    t = object.__new__(cls)
-    t.layout, t.storage, t.ptr, t.version = data.layout, data.storage, data.ptr, data.version  # type: ignore[attr-defined]
-    t._requires_grad = False  # type: ignore[attr-defined]
-    t.node = t._grad = t.base = t.hooks = None  # type: ignore[attr-defined]
+    t: Any = object.__new__(cls)
+    t.layout, t.storage, t.ptr, t.version = data.layout, data.storage, data.ptr, data.version
+    t._requires_grad = False
+    t.node = t._grad = t.alias = t.hooks = None
     return t
 
 

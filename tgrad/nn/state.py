@@ -137,8 +137,8 @@ class State:
         """Load one tensor; returns what is wrong with it."""
         if not isinstance(given, Tensor):
             return (
-                f'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like object from checkpoint '
-                f"but received {type(given)}"
+                f'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like object from '
+                f"checkpoint but received {type(given)}"
             )
         if t.ndim == 0 and given.shape == (1,):
             given = given[0]

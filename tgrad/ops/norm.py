@@ -9,7 +9,7 @@ from tgrad.device import compute
 from tgrad.dispatch import dispatch
 from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch
-from tgrad.layout import Layout, contiguous_strides, layout, numel
+from tgrad.layout import Layout, layout, numel
 from tgrad.modes import current
 from tgrad.op import Kernel, pointwise_launch
 from tgrad.ops import pointwise as p
@@ -25,9 +25,10 @@ def _per_channel(t: Tensor, ndim: int) -> Tensor:
     return reshape(t, (1, t.shape[0], *(1,) * (ndim - 2)))
 
 
-def _wide(kind: dtypes.dtype, channels: int, ndim: int) -> Layout:
-    shape = (1, channels, *(1,) * (ndim - 2))
-    return layout(kind, shape, contiguous_strides(shape), compute)
+def _wide(channel: Layout, ndim: int) -> Layout:
+    """(C,) as (1, C, 1, ...)."""
+    (n,), (step,) = channel.shape, channel.strides
+    return layout(channel.dtype, (1, n, *(1,) * (ndim - 2)), (0, step, *(0,) * (ndim - 2)), compute, channel.aligned)
 
 
 def _build(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[list[Layout], Launch]:
@@ -38,7 +39,7 @@ def _build(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
     acc = dtypes.accumulator(x.dtype)
     out = layout(x.dtype, shape, None, compute)
     stat = layout(acc, (channels,), None, compute)
-    wide = _wide(acc, channels, ndim)
+    wide = _wide(stat, ndim)
     given = (x.dtype, T2)
     average = reduce_launch(
         "batch_norm_mean", "sum", Expression.of(lambda v: v, 1), (given,), [x.layout], shape, dims, stat, divide=True
@@ -71,7 +72,7 @@ def _normalise_launch(x: Layout, out: Layout, wide: Layout, weight: Tensor | Non
         y = y * rest[0] if weight is not None else y
         return y + rest[-1] if bias is not None else y
 
-    layouts = [x, wide, wide, *[_wide(t.dtype, wide.shape[1], len(wide.shape)) for t in affine]]
+    layouts = [x, wide, wide, *[_wide(t.layout, len(wide.shape)) for t in affine]]
     lowered = Expression.of(normalise, len(layouts)).lower(tuple((l.dtype, T2) for l in layouts), [out.dtype])
     return pointwise_launch("batch_norm", lowered, [out], layouts)
 

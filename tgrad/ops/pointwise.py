@@ -12,7 +12,7 @@ from typing import Any
 
 from tgrad import dtypes
 from tgrad.dtypes import dtype
-from tgrad.expression import Symbol, casting, comparing, floating, logical, promoting, selecting
+from tgrad.expression import Symbol, casting, comparing, counting, floating, logical, promoting, selecting
 from tgrad.kernels import scalar
 from tgrad.op import Composed, Pointwise
 
@@ -28,6 +28,15 @@ def _no_bool(name: str, instead: str) -> Any:
             )
 
     return check
+
+
+def _no_bool_difference(operands: list[dtype]) -> None:
+    if dtypes.bool_ in operands:
+        raise RuntimeError(
+            "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying to invert a mask, "
+            "use the "
+            "`~` or `logical_not()` operator instead."
+        )
 
 
 def _no_negative_integer_power(operands: list[dtype]) -> None:
@@ -48,7 +57,7 @@ def _floats_only(name: str) -> Any:
 neg: Pointwise = Pointwise("neg", scalar.neg, promoting, lambda g: -g, check=_no_bool("neg", "logical_not"))
 add: Pointwise = Pointwise("add", scalar.add, promoting, {"a": lambda g: g, "b": lambda g: g})
 sub: Pointwise = Pointwise(
-    "sub", scalar.sub, promoting, {"a": lambda g: g, "b": lambda g: -g}, check=_no_bool("sub", "logical_xor")
+    "sub", scalar.sub, promoting, {"a": lambda g: g, "b": lambda g: -g}, check=_no_bool_difference
 )
 mul: Pointwise = Pointwise("mul", scalar.mul, promoting, {"a": lambda g, b: g * b, "b": lambda g, a: g * a})
 div: Pointwise = Pointwise(
@@ -70,7 +79,7 @@ clamp: Pointwise = Pointwise("clamp", scalar.clamp, promoting, {
     "x": lambda g, x, low, high: where(logical_and(x >= low, x <= high), g, 0),
     "low": lambda g, x, low, high: where(logical_and(low < high, x < low), g, 0),
     "high": lambda g, x, low, high: where(logical_or(x > high, high < low), g, 0),
-})  # fmt: skip
+}, check=_no_bool("clamp", "logical_and or logical_or"))  # fmt: skip
 clamp_min: Pointwise = Pointwise("clamp_min", scalar.maximum, promoting, {
     "a": lambda g, a, b: where(a >= b, g, 0), "b": lambda g, a, b: where(a < b, g, 0),
 }, grad_name="Clamp")  # fmt: skip
@@ -91,7 +100,7 @@ log: Pointwise = Pointwise("log", scalar.log, floating, lambda g, x: g / x)
 sqrt: Pointwise = Pointwise("sqrt", scalar.sqrt, floating, lambda g, out: g / (2 * out))
 rsqrt: Pointwise = Pointwise("rsqrt", scalar.rsqrt, floating, lambda g, out: -0.5 * g * (out * out * out))
 reciprocal: Pointwise = Pointwise("reciprocal", scalar.reciprocal, floating, lambda g, out: -g * (out * out))
-square: Pointwise = Pointwise("square", scalar.square, promoting, lambda g, x: g * (2 * x), grad_name="Pow")
+square: Pointwise = Pointwise("square", scalar.square, counting, lambda g, x: g * (2 * x), grad_name="Pow")
 sin: Pointwise = Pointwise("sin", scalar.sin, floating, lambda g, x: g * cos(x))
 cos: Pointwise = Pointwise("cos", scalar.cos, floating, lambda g, x: -(g * sin(x)))
 tanh: Pointwise = Pointwise("tanh", scalar.tanh, floating, lambda g, out: g * (1 - out * out))
@@ -146,7 +155,7 @@ softplus: Pointwise = Pointwise(
     lambda g, x, beta, threshold: where(x * beta > threshold, g, g * sigmoid(x * beta)), check=_floats_only("softplus"),
 )  # fmt: skip
 elu: Pointwise = Pointwise(
-    "elu", scalar.elu, floating, lambda g, x, alpha: where(x > 0, g, g * (alpha * exp(x))), check=_floats_only("elu")
+    "elu", scalar.elu, floating, lambda g, x, alpha: where(x <= 0, g * (alpha * exp(x)), g), check=_floats_only("elu")
 )
 squared_error: Pointwise = Pointwise("squared_error", scalar.squared_error, promoting, {
     "a": lambda g, a, b: g * (2 * (a - b)), "b": lambda g, a, b: g * (2 * (b - a)),

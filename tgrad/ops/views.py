@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from tgrad.kernels.launch import Launch
 from tgrad.layout import Layout, infer_size, layout, view_strides, wrap_dim
 from tgrad.op import Kernel, View, pointwise_launch
 from tgrad.ops import pointwise as p
-from tgrad.tensor import Tensor
+from tgrad.tensor import DEFAULT, MULTI_OUTPUT, Tensor
 
 COPY = Expression.of(p.copy, 1)
 
@@ -248,10 +249,22 @@ def narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     return slice_op(x, dim=d, start=start, stop=start + length, step=1)
 
 
+unbind_op = View("unbind", _build_select, select_op.formulas["x"], settings=("dim", "index"))
+split_op = View("split", _build_slice, slice_op.formulas["x"], settings=("dim", "start", "stop", "step"))
+
+
+def _as_outputs(name: str, views: list[Tensor]) -> tuple[Tensor, ...]:
+    """Views that one function returns together: a recorded write to one could not be told to the others."""
+    for i, v in enumerate(views):
+        if v.alias is not None and v.alias.creation == DEFAULT:
+            v.alias.creation, v.alias.output = MULTI_OUTPUT, (name, i)
+    return tuple(views)
+
+
 def unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """The parts at each index of a dimension."""
     d = wrap_dim(dim, x.ndim)
-    return tuple(select_op(x, dim=d, index=i) for i in range(x.shape[d]))
+    return _as_outputs("Unbind", [unbind_op(x, dim=d, index=i) for i in range(x.shape[d])])
 
 
 def split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
@@ -268,11 +281,17 @@ def split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, .
             raise RuntimeError(
                 f"split_with_sizes expects split_sizes to sum exactly to {total}, but got split_sizes={sizes}"
             )
-    pieces, at = [], 0
-    for n in sizes:
-        pieces.append(slice_op(x, dim=d, start=at, stop=at + n, step=1))
-        at += n
-    return tuple(pieces)
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return _as_outputs(
+        "Split", [split_op(x, dim=d, start=a, stop=b, step=1) for a, b in zip(ends, ends[1:], strict=False)]
+    )
+
+
+def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """At most `chunks` pieces of equal size along a dimension (the last may be smaller)."""
+    if chunks <= 0:
+        raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
+    return split(x, max(1, -(-x.shape[wrap_dim(dim, x.ndim)] // chunks)), dim)
 
 
 def index(x: Tensor, key: Any) -> Tensor:

@@ -1,0 +1,481 @@
+"""What tgrad hands the CUDA driver, launch by launch: `python -m tests.stub.cases REPORT.json [names]`, TGRAD_LAUNCH=driver.
+
+Each case runs ops over the stub driver and compares the launches with what is written here by hand. Beside that, every
+launch of every case is held to what tgrad asked for (`Witness`): the values of its run-time parameters, then those of
+the fixed ones that are not compile-time constants, each in the width that the machine code reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CASES: dict[str, Callable[[Any], None]] = {}
+FORMATS = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}
+SCRATCH = [bytes(8), bytes(8)]  # Triton's own two last parameters: no kernel here needs them
+
+
+def case(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+def pack(kind: str, value: float) -> bytes:
+    """A parameter's bytes. A float that float32 cannot hold is infinite, as in C."""
+    if kind.startswith("*"):
+        return struct.pack("<Q", value)
+    if kind == "fp32":
+        import numpy as np
+
+        with np.errstate(over="ignore"):
+            return np.float32(value).tobytes()
+    return struct.pack(FORMATS[kind], value)
+
+
+def i32(*values: int) -> list[bytes]:
+    return [pack("i32", v) for v in values]
+
+
+def i64(*values: int) -> list[bytes]:
+    return [pack("i64", v) for v in values]
+
+
+def at(*tensors: Any) -> list[bytes]:
+    """The addresses of tensors (or addresses themselves)."""
+    return [pack("*", t if isinstance(t, int) else t.data_ptr()) for t in tensors]
+
+
+class Witness:
+    """Notes what each launch was asked to do, next to what the stub received."""
+
+    def __init__(self) -> None:
+        from tgrad.kernels import launch
+
+        self.expected: list[tuple[str, tuple[int, ...], int, int, list[bytes]]] = []
+        prepare = launch._driver_launch
+
+        def watched(compiled: Any, grid: tuple[int, ...], runtime: tuple, rest: tuple) -> Callable:
+            call = prepare(compiled, grid, runtime, rest)
+            kinds = [k for given in runtime for k in (given if isinstance(given, tuple) else (given,))]
+            types = list(compiled.src.signature.values())
+            assert len(runtime) + len(rest) == len(types) == len(compiled.src.fn.arg_names)
+            tail = [b for v, t in zip(rest, types[len(runtime) :], strict=True) if t != "constexpr" for b in _fixed(v, launch.Static)]
+            metadata = compiled.metadata
+
+            def watched_call(*values: float) -> None:
+                assert len(values) == len(kinds), f"{compiled.name}: {len(values)} values for parameters {kinds}"
+                head = [pack(k, v) for k, v in zip(kinds, values, strict=True)]
+                shape = (*grid, 1, 1)[:3]
+                self.expected.append((compiled.name, shape, 32 * metadata.num_warps, metadata.shared, [*head, *tail, *SCRATCH]))
+                call(*values)
+
+            return watched_call
+
+        launch._driver_launch = watched
+
+    def check(self, launches: list) -> None:
+        from tests.stub.driver import STREAM
+
+        got = [(x.kernel, x.grid, x.threads, x.shared, list(x.values)) for x in launches]
+        assert len(got) == len(self.expected), f"{len(got)} launches, {len(self.expected)} were asked for"
+        for have, want in zip(got, self.expected, strict=True):
+            assert have == want, f"launched {have}\nasked for {want}"
+        assert {x.stream for x in launches} <= {STREAM}
+        for x in launches:
+            assert all(0 < n <= limit for n, limit in zip(x.grid, (2**31 - 1, 65535, 65535), strict=True)), f"grid {x.grid}"
+
+
+def _fixed(value: Any, static: type) -> list[bytes]:
+    """The parameters that a fixed argument becomes."""
+    if isinstance(value, tuple):
+        return [b for v in value for b in _fixed(v, static)]
+    if isinstance(value, static):
+        return []
+    return [pack("i32" if -(2**31) <= value < 2**31 else "i64", value)]
+
+
+class Run:
+    """What a case gets: `launches(f)` runs f and returns its result and the launches it made."""
+
+    def __init__(self, witness: Witness) -> None:
+        self.witness = witness
+
+    def launches(self, function: Callable[[], Any]) -> tuple[Any, list]:
+        from tests.stub.driver import recording
+
+        self.witness.expected.clear()
+        with recording() as found:
+            result = function()
+        self.witness.check(found)
+        return result, found
+
+    def one(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        """Of a function that launches once: its result and that launch."""
+        result, found = self.launches(function)
+        assert len(found) == 1, f"{len(found)} launches: {found}"
+        return result, found[0]
+
+
+def values(launch: Any) -> list[bytes]:
+    assert list(launch.values[-2:]) == SCRATCH
+    return list(launch.values[:-2])
+
+
+# --- pointwise ---------------------------------------------------------------------------------------------------------
+@case
+def dense(run: Run) -> None:
+    import tgrad
+
+    for dtype, block in ((tgrad.float32, 1024), (tgrad.float64, 1024), (tgrad.bfloat16, 2048), (tgrad.float16, 2048), (tgrad.int64, 1024)):
+        a, b = tgrad.ones(100, 41, dtype=dtype), tgrad.ones(100, 41, dtype=dtype)
+        c, launch = run.one(lambda: a + b)  # noqa: B023
+        assert values(launch) == at(c, a, b) + i32(4100), dtype
+        assert (launch.grid, launch.threads) == ((-(-4100 // block), 1, 1), 128), dtype
+
+
+@case
+def scalars(run: Run) -> None:
+    import tgrad
+
+    x = tgrad.ones(7)
+    for number in (0.1, 2, -3.5, True, math.inf, -math.inf, 1e300, 5e-324):
+        y, launch = run.one(lambda: x * number)  # noqa: B023
+        kind = "i64" if isinstance(number, int) else "fp32"
+        assert values(launch) == [*at(y, x), pack(kind, number), *i32(7)], number
+    y, launch = run.one(lambda: x * math.nan)
+    assert math.isnan(struct.unpack("<f", launch.values[2])[0])
+    wide = tgrad.ones(7, dtype=tgrad.float64)
+    y, launch = run.one(lambda: wide * 0.1)
+    assert values(launch) == [*at(y, wide), pack("fp64", 0.1), *i32(7)]
+    whole = tgrad.ones(7, dtype=tgrad.int64)
+    for number in (2**62, -(2**63), -1):
+        y, launch = run.one(lambda: whole + number)  # noqa: B023
+        assert values(launch) == [*at(y, whole), *i64(number), *i32(7)]
+    half = tgrad.ones(7, dtype=tgrad.bfloat16)
+    y, launch = run.one(lambda: tgrad.clamp(half, -0.3, 0.7))
+    assert values(launch) == [*at(y, half), pack("fp32", -0.3), pack("fp32", 0.7), *i32(7)]
+
+
+@case
+def broadcast(run: Run) -> None:
+    import tgrad
+
+    x, row, column = tgrad.ones(6, 5), tgrad.ones(5), tgrad.ones(6, 1)
+    y, launch = run.one(lambda: x + row)
+    assert values(launch) == at(y, x, row) + i32(30) + i32(6, 5) + i32(0)  # the row's strides (0, 1), 1 compiled in
+    y, launch = run.one(lambda: x * column)
+    assert values(launch) == at(y, x, column) + i32(30) + i32(6, 5) + i32(1)  # (1, 0), 0 compiled in
+    y, launch = run.one(lambda: tgrad.maximum(row, column))
+    assert values(launch) == at(y, row, column) + i32(30) + i32(6, 5) + i32(0) + i32(1)
+
+
+@case
+def strided(run: Run) -> None:
+    import tgrad
+
+    base = tgrad.ones(6, 10)
+    view = base[1:, 2::3]
+    y, launch = run.one(lambda: -view)
+    assert view.data_ptr() == base.data_ptr() + 4 * 12
+    assert values(launch) == at(y, view) + i32(15) + i32(5, 3) + i32(10, 3)
+    row = tgrad.ones(6)
+    y, launch = run.one(lambda: base.t() + row)
+    assert y.stride() == (1, 10)
+    assert values(launch) == at(y, base, row) + i32(60) + i32(6, 10) + i32(1)
+    cube = tgrad.ones(3, 4, 5).permute(2, 0, 1)
+    y, launch = run.one(lambda: tgrad.exp(cube))
+    assert values(launch) == at(y, cube) + i32(60)  # dense in another order
+
+
+@case
+def in_place(run: Run) -> None:
+    import tgrad
+
+    x, y = tgrad.ones(4, 4), tgrad.ones(4)
+    _, launch = run.one(lambda: x.add_(y))
+    assert values(launch) == at(x, x, y) + i32(16) + i32(4, 4) + i32(0)
+    part = x[1]
+    _, launch = run.one(lambda: part.fill_(3))
+    assert launch.values[0] == at(x.data_ptr() + 16)[0] and launch.values[1] == i64(3)[0]
+
+
+@case
+def several_results(run: Run) -> None:
+    import tgrad
+
+    a, b = (tgrad.ones(9, requires_grad=True) for _ in range(2))
+    c, g = a * b, tgrad.ones(9)
+    _, launch = run.one(lambda: c.backward(g))
+    assert values(launch) == at(a.grad, b.grad, g, b, a) + i32(9) or values(launch) == at(a.grad, b.grad, g, a, b) + i32(9)
+
+
+@case
+def nothing(run: Run) -> None:
+    import tgrad
+
+    x = tgrad.ones(0, 3)
+    _, found = run.launches(lambda: (x + x, x.exp(), x.t().contiguous(), tgrad.softmax(x, 1), tgrad.zeros(0)))
+    assert found == []
+
+
+# --- reductions and rows -----------------------------------------------------------------------------------------------
+@case
+def reductions(run: Run) -> None:
+    import tgrad
+
+    x = tgrad.ones(300, 7)
+    y, launch = run.one(lambda: x.sum(1))
+    assert values(launch) == at(y, x) + i32(300, 7, 8) + i32(300) + i32(7)
+    y, launch = run.one(lambda: x.mean(1))
+    assert values(launch) == [*at(y, x), pack("fp32", 7.0), *i32(300, 7, 8), *i32(300), *i32(7)]
+    y, launch = run.one(lambda: x.t().amax(0))
+    assert values(launch) == at(y, x) + i32(300, 7, 8) + i32(300) + i32(7)
+    one = tgrad.ones(())
+    scalar, launch = run.one(lambda: one.sum())
+    assert launch.values[:2] == (*at(scalar, one),)
+
+
+@case
+def two_passes(run: Run) -> None:
+    import tgrad
+
+    x = tgrad.ones(1_000_003)
+    y, (first, second) = run.launches(lambda: x.mean())
+    assert first.values[1] == at(x)[0] and second.values[0] == at(y)[0]
+    assert first.values[0] == second.values[1]  # the partial results
+    assert second.values[2] == pack("fp32", 1_000_003.0)
+    pieces = first.grid[1]
+    chunk = struct.unpack("<i", first.values[4])[0]
+    assert first.values[2:5] == (*i32(1, 1_000_003, chunk),) and pieces * chunk >= 1_000_003
+
+
+@case
+def beyond_31_bits(run: Run) -> None:
+    import tgrad
+
+    n = 2**32 + 5
+    x = tgrad.ones(1).expand(n)  # no memory
+    _, (first, _) = run.launches(lambda: x.sum())
+    assert first.values[3] == i64(n)[0]
+    column = tgrad.ones(3, 1).expand(3, 2**30)
+    _, found = run.launches(lambda: column.sum(1))
+    assert found[0].values[2:4] == (*i32(3, 2**30),)
+
+
+@case
+def rows(run: Run) -> None:
+    import tgrad
+
+    x = tgrad.ones(6, 10, requires_grad=True)
+    y, launch = run.one(lambda: tgrad.softmax(x, 1))
+    assert values(launch) == at(y, x) + i32(6, 10) + i32(6) + i32(10) + i32(10)
+    z, launch = run.one(lambda: tgrad.softmax(x, 0))
+    assert values(launch)[2:6] == i32(10, 6) + i32(10, 10)  # rows of 6, whose elements lie 10 apart
+    g = tgrad.ones(6, 10)
+    _, launch = run.one(lambda: y.backward(g))
+    assert values(launch) == at(x.grad, g, y) + i32(6, 10) + i32(6) + i32(10) * 3
+
+
+@case
+def cross_entropy(run: Run) -> None:
+    import tgrad
+    import tgrad.nn.functional as F
+    from tgrad.ops import softmax
+
+    softmax._check_classes = lambda *_: None  # nothing computes here: the classes are whatever the memory held
+    x = tgrad.ones(6, 10, requires_grad=True)
+    target = tgrad.zeros(6, dtype=tgrad.int64)
+    loss, found = run.launches(lambda: F.cross_entropy(x, target, ignore_index=-7))
+    assert values(found[0])[2:4] == at(x, target)
+    assert values(found[0])[4:7] == i32(6, 10, -7)
+    assert any(v == at(loss)[0] for v in found[-1].values)
+    _, found = run.launches(lambda: loss.backward())
+    assert values(found[-1])[0] == at(x.grad)[0] and values(found[-1])[2:4] == at(x, target)
+
+
+# --- products ----------------------------------------------------------------------------------------------------------
+@case
+def products(run: Run) -> None:
+    import tgrad
+
+    a, b = tgrad.ones(33, 48, dtype=tgrad.bfloat16), tgrad.ones(48, 80, dtype=tgrad.bfloat16)
+    c, launch = run.one(lambda: a @ b)
+    assert values(launch) == at(c, a, b) + i32(33, 80, 48) + i32(48, 80)  # inner strides of 1 are compiled in
+    d, launch = run.one(lambda: b.t() @ a.t())
+    assert values(launch) == at(d, b, a) + i32(80, 33, 48) + i32(80, 48)
+
+
+@case
+def linear(run: Run) -> None:
+    import tgrad
+    import tgrad.nn.functional as F
+
+    for dtype in (tgrad.float32, tgrad.float16, tgrad.float64):
+        x, w, b = tgrad.ones(33, 48, dtype=dtype), tgrad.ones(20, 48, dtype=dtype), tgrad.ones(20, dtype=dtype)
+        for t in (x, w, b):
+            t.requires_grad_()
+        y, launch = run.one(lambda: F.linear(x, w, b))  # noqa: B023
+        assert values(launch) == at(y, x, w, b) + i32(33, 20, 48) + i32(48, 48) + i32(0)
+        g = tgrad.ones(33, 20, dtype=dtype)
+        _, found = run.launches(lambda: y.backward(g))  # noqa: B023
+        outs = {v.values[0]: values(v) for v in found}
+        assert outs[at(x.grad)[0]][1:] == at(g, w) + i32(33, 48, 20) + i32(20, 48)
+        assert outs[at(w.grad)[0]][1:] == at(g, x) + i32(20, 48, 33) + i32(20, 48)
+        assert at(b.grad)[0] in outs
+
+
+@case
+def batched(run: Run) -> None:
+    import tgrad
+
+    a, b = tgrad.ones(3, 1, 5, 7), tgrad.ones(4, 7, 6)
+    c, launch = run.one(lambda: a @ b)
+    assert c.shape == (3, 4, 5, 6)
+    assert values(launch) == at(c, a, b) + i32(5, 6, 7) + i32(7, 6) + i32(3, 4) + i32(35, 0) + i32(0, 42)
+    assert launch.grid[0] * launch.grid[1] >= 12
+
+
+@case
+def many_products(run: Run) -> None:
+    """More products than a grid's second dimension may have (65,535)."""
+    import tgrad
+
+    a = tgrad.ones(70_000, 1, 2)
+    run.one(lambda: a.bmm(a.transpose(1, 2)))
+
+
+# --- made from nothing -------------------------------------------------------------------------------------------------
+@case
+def creation(run: Run) -> None:
+    import tgrad
+
+    x, launch = run.one(lambda: tgrad.full((5,), 2.5))
+    assert values(launch) == [*at(x), pack("fp64", 2.5), *i32(5)]
+    x, launch = run.one(lambda: tgrad.arange(3, 20, 4))
+    assert values(launch) == at(x) + i64(3, 4) + i32(5)
+    x, launch = run.one(lambda: tgrad.arange(0.5, 2.0, 0.25))
+    assert values(launch) == [*at(x), pack("fp64", 0.5), pack("fp64", 0.25), *i32(6)]
+    x, launch = run.one(lambda: tgrad.eye(3, 4))
+    assert values(launch) == at(x) + i32(12, 4)
+    for seed, passed in ((7, 7), (2**64 - 1, -1), (-5, -5)):
+        tgrad.manual_seed(seed)
+        x, launch = run.one(lambda: tgrad.rand(5))
+        assert values(launch) == [*at(x), *i64(passed, 0), pack("fp32", 0.0), pack("fp32", 1.0), *i32(5)]
+        x, launch = run.one(lambda: tgrad.randn(6, dtype=tgrad.float64))
+        assert values(launch) == [*at(x), *i64(passed, 5), pack("fp64", 0.0), pack("fp64", 1.0), *i32(6)]
+
+
+@case
+def dropout(run: Run) -> None:
+    import tgrad
+    import tgrad.nn.functional as F
+
+    tgrad.manual_seed(3)
+    x = tgrad.ones(12)
+    y, launch = run.one(lambda: F.dropout(x, 0.25))
+    assert values(launch) == [*at(y, x), *i64(3, 0), pack("fp32", 0.25), pack("fp32", 4 / 3), *i32(12)]
+
+
+# --- the whole ---------------------------------------------------------------------------------------------------------
+@case
+def training_step(run: Run) -> None:
+    import tgrad
+    import tgrad.nn as nn
+
+    tgrad.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.BatchNorm1d(20), nn.GELU(), nn.Dropout(0.5), nn.Linear(20, 3))
+    for optimizer in (tgrad.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), tgrad.optim.AdamW(model.parameters(), lr=0.1)):
+        for _ in range(2):
+
+            def step() -> None:
+                optimizer.zero_grad()  # noqa: B023
+                nn.functional.mse_loss(model(tgrad.ones(16, 12)), tgrad.ones(16, 3)).backward()
+                optimizer.step()  # noqa: B023
+
+            _, found = run.launches(step)
+            assert len(found) > 10
+
+
+@case
+def other_thread(run: Run) -> None:
+    import tgrad
+
+    x = tgrad.ones(5, requires_grad=True)
+    y, failures = x.exp(), []
+
+    def work() -> None:
+        try:
+            y.backward(tgrad.ones(5))
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    def go() -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    _, found = run.launches(go)
+    assert not failures and len(found) == 2, failures
+
+
+@case
+def second_derivative(run: Run) -> None:
+    import tgrad
+
+    x = tgrad.ones(5, requires_grad=True)
+    _, found = run.launches(lambda: tgrad.autograd.grad(
+        tgrad.autograd.grad((x * x * x).sum(), x, create_graph=True)[0].sum(), x))  # fmt: skip
+    assert found
+
+
+@case
+def sample_table(run: Run) -> None:
+    """Forward and backward of every op, on the cases that the table marks as the common ones."""
+    import tgrad
+    from tests.samples import COMMON, SAMPLES
+
+    failed = []
+    for sample in SAMPLES:
+        for c in sample.cases:
+            if c.id not in COMMON:
+                continue
+            arguments = sample.build(c, tgrad.float32)[0]
+
+            def both() -> None:
+                out = sample.ours(*arguments, **c.settings)  # noqa: B023
+                if out.requires_grad:
+                    out.backward(tgrad.ones_like(out))
+
+            try:
+                run.launches(both)
+            except Exception:  # noqa: BLE001
+                failed.append(f"{sample.id}, {c.id}:\n{traceback.format_exc()}")
+    assert not failed, "\n".join(failed)
+
+
+def main(report: str, *names: str) -> None:
+    os.environ["TGRAD_LAUNCH"] = "driver"
+    from tests.stub import driver
+
+    driver.install()
+    run = Run(Witness())
+    results = {}
+    for name in names or CASES:
+        try:
+            CASES[name](run)
+            results[name] = ""
+        except Exception:  # noqa: BLE001  reported, case by case
+            results[name] = traceback.format_exc()
+    Path(report).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

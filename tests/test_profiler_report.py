@@ -1,0 +1,350 @@
+"""Aggregation and the report's files, on records made by hand: no engine runs here."""
+
+import csv
+import io
+import json
+import os
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from tgrad.profiler import aggregate, html, output, plots, tables, units, words
+from tgrad.profiler.errors import ProfilerError
+from tgrad.profiler.measure import Records
+from tgrad.profiler.records import EventRow, RunRecord, SampleRecord, SavedRow, columns, row
+from tgrad.profiler.report import Report
+
+NAN = float("nan")
+
+
+def run(workload="mlp", mode="grad", **changes) -> RunRecord:
+    values = {
+        f: 0.0 if f.endswith(("_ms", "_us", "per_op")) else "x" if t == "str" else 0
+        for f, t in RunRecord.__annotations__.items()
+    }
+    values |= {
+        "run_id": f"{workload}/{mode}", "created_at": "2026-01-02T03:04:05+00:00", "workload": workload, "mode": mode,
+        "is_interpreted": True, "held": 1, "parameters_bytes": 1000, "live_before_bytes": 1000, "peak_bytes": 3000,
+        "forward_wall_q1_ms": 1.0, "forward_wall_median_ms": 2.0, "forward_wall_q3_ms": 3.0, "host_us_per_op": 12.0,
+        "forward_gpu_median_ms": NAN, "backward_gpu_median_ms": NAN, "forward_kernels": 3,
+    }  # fmt: skip
+    if mode == "grad":
+        values |= {"graph_bytes": 900, "intermediates_bytes": 600, "inputs_held_bytes": 300, "backward_kernels": 6}
+    else:
+        values |= {f"backward_wall_{q}_ms": NAN for q in ("q1", "median", "q3")}
+    return RunRecord(**(values | changes))
+
+
+def saved(seq, category="intermediate", module="0", storage=1, charged=64, workload="mlp", **changes) -> SavedRow:
+    record = SavedRow(
+        f"{workload}/grad", workload, "grad", seq, "Relu", "out", category, module, "model.py", 7, "forward", "4x4",
+        "float32", storage, False, 64, 64, charged,
+    )  # fmt: skip
+    return replace(record, **changes)
+
+
+def event(t, action, size, live, category="temporary", phase="forward", mode="grad", workload="mlp") -> EventRow:
+    return EventRow(f"{workload}/{mode}", workload, mode, t, action, t, size, live, phase, category)
+
+
+def make_report() -> Report:
+    modes = ("grad", "no_grad", "inference_mode")
+    records = Records()
+    for workload in ("mlp", 'a<b>&"c"'):
+        records.runs += [run(workload, m) for m in modes]
+        for m in modes:
+            records.samples.append(SampleRecord(f"{workload}/{m}", workload, m, "forward", 0, False, 2.0, 1.0, NAN))
+        records.saved += [
+            saved(0, workload=workload), saved(1, storage=1, charged=0, workload=workload),
+            saved(2, "input", "", 2, workload=workload), saved(3, "parameter", "0", 3, workload=workload),
+        ]  # fmt: skip
+        for m in modes:
+            records.events += [
+                event(0, "alloc", 600, 1600, "intermediate", mode=m, workload=workload),
+                event(1000, "alloc", 300, 1900, "input", mode=m, workload=workload),
+                event(2000, "alloc", 1100, 3000, "gradient", "backward", mode=m, workload=workload),
+                event(3000, "free", 600, 2400, "intermediate", "backward", mode=m, workload=workload),
+            ]
+    environment = {"tgrad": "0", "is_interpreted": True, "packages": {"torch": "1"}, "argv": ["tgrad"], "seed": 0}
+    return Report(records, environment, {"mlp": "An MLP."})
+
+
+@pytest.fixture
+def report() -> Report:
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A whole report on disk."""
+    return make_report().save(tmp_path_factory.mktemp("written") / "new" / "out")
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Drawing takes a second."""
+    monkeypatch.setattr(plots, "draw", lambda *a: [])
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("make", "record"),
+    [
+        (aggregate.runs_frame, RunRecord),
+        (aggregate.samples_frame, SampleRecord),
+        (aggregate.saved_frame, SavedRow),
+        (aggregate.events_frame, EventRow),
+    ],
+)
+def test_a_frame_of_nothing_has_the_columns(make, record):
+    frame = make([])
+    assert tuple(frame.columns) == columns(record) and len(frame) == 0
+
+
+def test_frames_are_tidy_and_unscaled():
+    frame = aggregate.runs_frame([run(), run(mode="no_grad")])
+    assert len(frame) == 2
+    assert all(pd.api.types.is_integer_dtype(frame[c]) for c in frame.columns if c.endswith("_bytes"))
+    assert all(pd.api.types.is_float_dtype(frame[c]) for c in frame.columns if c.endswith("_ms"))
+    assert list(frame["graph_bytes"]) == [900, 0]
+
+
+def test_summary_adds_kernels_and_keeps_nan():
+    table = aggregate.summary(aggregate.runs_frame([run(), run(mode="no_grad")]))
+    assert tuple(table.columns) == aggregate.SUMMARY
+    assert list(table["kernels"]) == [9, 3]
+    assert pd.isna(table["backward_wall_median_ms"][1])
+
+
+def test_saved_bytes_count_a_storage_once():
+    frame = aggregate.saved_frame([saved(0), saved(1, storage=1, charged=0), saved(2, "input", "1", 2)])
+    table = aggregate.saved_by_source(frame)
+    assert table["bytes"].sum() == 128 and table["tensors"].sum() == 3
+    by_module = aggregate.saved_by_module(frame, "mlp")
+    assert list(by_module.index) == ["0 · Relu", "1 · Relu"]
+    assert by_module.to_numpy().sum() == 128
+
+
+def test_saved_by_module_leaves_parameters_out_and_names_the_top():
+    frame = aggregate.saved_frame([saved(0, module=""), saved(1, "parameter", "0", 2)])
+    table = aggregate.saved_by_module(frame, "mlp")
+    assert list(table.index) == ["(top level) · Relu"] and list(table.columns) == ["intermediate"]
+    assert aggregate.saved_by_module(frame, "other").empty
+
+
+def test_live_memory_by_category():
+    events = aggregate.events_frame(
+        [event(0, "alloc", 10, 110, "input"), event(5, "alloc", 40, 150), event(9, "free", 10, 140, "input")]
+    )
+    table = aggregate.live_by_category(events, {"parameter": 100})
+    assert list(table["parameter"]) == [100] * 4
+    assert list(table["input"]) == [0, 10, 10, 0]
+    sums = table.drop(columns=["t_ns", "phase"]).sum(axis=1)
+    assert list(sums) == [100, 110, 150, 140]
+    assert aggregate.at_peak(table)["temporary"] == 40
+
+
+# --- words and units -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (40_000_000, "38.1 MiB"), (2**20 * 300, "300 MiB"), (NAN, "n/a")],
+)
+def test_bytes_as_people_read_them(value, text):
+    assert units.show_bytes(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(NAN, "n/a"), (0.0123, "12.3 us"), (1.234, "1.23 ms"), (2500, "2.50 s")])
+def test_time_as_people_read_it(value, text):
+    assert units.show_ms(value) == text
+
+
+def test_spread_is_in_one_unit():
+    assert units.show_spread(10.84, 10.51, 11.29) == "10.8 ms [10.5-11.3]"
+    assert units.show_spread(0.02, 0.01, 0.03) == "20.0 us [10.0-30.0]"
+    assert units.show_spread(NAN, NAN, NAN) == "n/a"
+
+
+def test_words_say_bytes():
+    one = words.sentence(aggregate.runs_frame([run(), run(mode="no_grad", peak_bytes=1500)]))
+    assert "grad keeps 900 B for backward (600 B intermediates, 300 B inputs); no_grad keeps 0 B" in one
+    assert "(50 % less)" in one
+    held = {"held": 100, "outputs_held_bytes": 500}
+    loop = words.sentence(
+        aggregate.runs_frame([run(live_after_bytes=2400, **held), run(mode="no_grad", live_after_bytes=1500, **held)])
+    )
+    assert loop.startswith("100 outputs with their graph hold 1.4 KiB (1,400 bytes)")
+    assert "without it (no_grad) 500 B (500 bytes)" in loop
+    assert words.sentence(aggregate.runs_frame([run(mode="no_grad")])).startswith("no_grad: 0 B kept for backward")
+
+
+def test_gpu_times_have_a_column_only_where_there_are_some():
+    without = tables.columns(aggregate.runs_frame([run()]))
+    with_gpu = tables.columns(aggregate.runs_frame([run(forward_gpu_median_ms=1.5)]))
+    assert tables.GPU not in without and tables.GPU in with_gpu
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+def test_a_report_is_all_its_files(written):
+    out = written
+    names = {p.name for p in out.iterdir()}
+    assert names == set(output.FILES) | set(output.FOLDERS)
+    pngs = sorted(p.name for p in (out / "plots").iterdir())
+    assert pngs[-3:] == ["mlp-peak.png", "mlp-saved.png", "mlp-timeline.png"] and len(pngs) == 6
+    assert all((out / "plots" / p).read_bytes().startswith(b"\x89PNG") for p in pngs)
+    assert json.loads((out / "env.json").read_text())["seed"] == 0
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    assert out.stat().st_mode & 0o700 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("name", "record"), [("runs", RunRecord), ("samples", SampleRecord), ("saved", SavedRow), ("events", EventRow)]
+)
+def test_csv_is_the_records(report, written, name, record):
+    header, *rows = csv.reader(io.StringIO((written / f"{name}.csv").read_text()))
+    assert tuple(header) == columns(record)
+    records = getattr(report.records, name)
+    assert len(rows) == len(records)
+    for text, r in zip(rows, records, strict=True):
+        for cell, value in zip(text, row(r), strict=True):
+            assert cell == ("" if value != value else str(value))
+
+
+class Page(HTMLParser):
+    """Checks nesting, and collects what matters."""
+
+    VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.tags, self.text = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "action", "poster", "srcset"):
+                self.addresses.append(value)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_needs_no_network_and_is_well_formed(written):
+    text = (written / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert not page.open
+    assert all(a.startswith("#") for a in page.addresses), page.addresses
+    assert not re.search(r"https?://|//cdn|@import|url\((?!#)", text)
+    assert "link" not in page.tags and "iframe" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    assert {a[1:] for a in page.addresses} <= set(page.ids)
+    assert page.tags.count("svg") == 6 and page.tags.count("table") == 6
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert "<b>" not in text and "a&lt;b&gt;&amp;" in text
+
+
+def test_interpreter_timings_are_labelled_wherever_they_are(report, written):
+    label = "Triton interpreter on the CPU: not GPU performance"
+    assert (written / "report.html").read_text().count(label) >= 3  # once for the page, once a table of times
+    assert label in (written / "summary.md").read_text()
+    report.environment["is_interpreted"] = False
+    assert label not in html.page(report, {}) and label not in html.markdown(report, {})
+
+
+def test_the_timeline_says_who_took_the_time(report):
+    table = aggregate.live_by_category(aggregate.events_frame([event(0, "alloc", 1, 1), event(9, "free", 1, 0)]), {})
+    for interpreted in (True, False):
+        fig = plots.memory_over_time({"grad": table}, "mlp", interpreted)
+        assert ("not GPU performance" in fig.axes[-1].get_xlabel()) is interpreted
+
+
+def test_summary_links_its_plots(written):
+    linked = re.findall(r"\]\((plots/[^)]+)\)", (written / "summary.md").read_text())
+    assert len(linked) == 6 and all((written / p).is_file() for p in linked)
+
+
+def test_a_deep_model_is_cut_to_the_largest_bars():
+    frame = aggregate.saved_frame([saved(i, module=f"layers.{i}", storage=i, charged=100 + i) for i in range(40)])
+    fig = plots.saved_by_module(aggregate.saved_by_module(frame, "mlp"), "mlp")
+    labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert len(labels) == plots.LONGEST and labels[-1] == "27 others" and labels[0] == "layers.27 · Relu"
+
+
+def test_notebooks_show_a_fragment(report):
+    page = Page()
+    page.feed(report._repr_html_())
+    assert not page.open and "html" not in page.tags and "script" not in page.tags and "table" in page.tags
+
+
+# --- a folder that appears complete or not at all --------------------------------------------------------------------
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
+def test_nothing_is_left_of_a_report_that_failed(report, no_plots, tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(html, "page", fail)
+    with pytest.raises(error):
+        report.save(tmp_path / "a" / "b" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_report_stays_unless_forced(report, no_plots, tmp_path, monkeypatch):
+    out = report.save(tmp_path / "out")
+    (out / "summary.md").write_text("mine")
+    with pytest.raises(ProfilerError, match="--force"):
+        report.save(out)
+    assert (out / "summary.md").read_text() == "mine"
+    report.save(out, force=True)
+    assert (out / "summary.md").read_text() != "mine"
+    (out / "summary.md").write_text("mine")
+    monkeypatch.setattr(html, "page", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.save(out, force=True)
+    assert (out / "summary.md").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_filled(report, no_plots, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert (report.save(tmp_path / "out") / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "plots/photo.jpg", "src/x.py"])
+def test_force_never_removes_what_is_not_a_report(report, no_plots, tmp_path, name):
+    out = report.save(tmp_path / "out")
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("precious")
+    with pytest.raises(ProfilerError, match="not part of a report"):
+        report.save(out, force=True)
+    assert (out / name).read_text() == "precious"
+
+
+def test_a_file_is_not_a_folder(report, no_plots, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProfilerError, match="this is a file"):
+        report.save(tmp_path / "file", force=True)
+    with pytest.raises(ProfilerError, match="is a file, not a folder"):
+        report.save(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+def test_an_unwritable_folder_is_named(report):
+    with pytest.raises(ProfilerError, match="/proc/self.*cannot be written"):
+        report.save("/proc/self/report")
