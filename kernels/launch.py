@@ -126,7 +126,8 @@ def compile(
     with _compiling:
         if key not in _compiled:
             source = signature(kernel, runtime, fixed, constexprs, aligned)
-            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract}
+            # enable_reflect_ftz: by default libdevice's float32 functions flush subnormal numbers to zero; PyTorch's do not.
+            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract, "enable_reflect_ftz": False}
             _compiled[key] = triton.compile(source, target=target, options=options)
         return _compiled[key]
 

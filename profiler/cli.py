@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tgrad.storage import OutOfMemoryError
 
         if isinstance(error, OutOfMemoryError):
-            return _fail(f"{' '.join(str(error).split())}: use a smaller --batch-size, --width or --depth", USAGE)
+            return _fail(f"{' '.join(str(error).split())} (--batch-size, --width, --depth)", USAGE)
         raise
 
 
@@ -196,9 +197,20 @@ def _progress(off: bool) -> Iterator[Progress | None]:
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=f"profiling {name}", completed=done, total=total)
+    # Drawn between steps and not by a thread of its own, which would run while something is timed.
+    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task, drawn = bar.add_task("preparing", total=1), 0.0
+
+        def update(name: str, done: int, total: int) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            bar.update(task, description=f"profiling {name}", completed=done, total=total)
+            if now - drawn > 0.1 or done == total:
+                bar.refresh()
+                drawn = now
+
+        bar.refresh()
+        yield update
 
 
 def show(report: Report) -> None:

@@ -40,8 +40,13 @@ def _find() -> graph.Origin:
     return graph.Origin(current_path(), code.co_filename, frame.f_lineno, code.co_name)
 
 
+def inside(file: str) -> bool:
+    """Whether a source file is a part of tgrad."""
+    return file.startswith(_OWN)
+
+
 def _is_own(file: str) -> bool:
-    if not file.startswith(_OWN):
+    if not inside(file):
         return False
     folder, name = os.path.split(file)
     return not (name in _USERS and os.path.basename(folder) == "profiler")

@@ -41,7 +41,7 @@ CATEGORY_NAMES = {
     "other": "other",
 }
 # Paper in light and in dark surroundings: figures keep their own background.
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -78,7 +78,8 @@ class _Scaled(MaxNLocator):
         self.scale = scale
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
-        return super().tick_values(vmin / self.scale, vmax / self.scale) * self.scale
+        ticks: Any = super().tick_values(vmin / self.scale, vmax / self.scale)
+        return ticks * self.scale
 
 
 def _time_axis(ax: Any, longest: float, interpreted: bool) -> None:

@@ -7,7 +7,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import tgrad
 from tgrad import nn
 from tgrad.profiler import digits
 from tgrad.profiler.errors import ProfilerError, one_line
+from tgrad.profiler.origins import inside, shown
 from tgrad.tensor import Tensor
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -57,7 +58,6 @@ class Workload:
     held: int = 1
     batch_size: int = 0
     about: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
 
     def forward(self, inputs: tuple[Any, ...], targets: tuple[Any, ...]) -> list[Tensor]:
         """The results that the caller keeps: the model's output tensors, then the loss if there is one."""
@@ -202,14 +202,14 @@ def from_factory(path: Path, name: str, options: Options) -> Workload:
     inputs = example if isinstance(example, tuple) else (example,)
     if not callable(model):
         raise ProfilerError(
-            f"{label}: the factory's model is a {type(model).__name__}, which cannot be called; {expected}"
+            f"{label}: the factory's model is of type {type(model).__name__}, which cannot be called; {expected}"
         )
     if not tensors_in(list(inputs)):
         raise ProfilerError(
-            f"{label}: the example input is a {type(example).__name__} without a tgrad tensor; {expected}"
+            f"{label}: the example input is of type {type(example).__name__}, without a tgrad tensor; {expected}"
         )
     if loss is not None and not callable(loss):
-        raise ProfilerError(f"{label}: loss_fn is a {type(loss).__name__}, which cannot be called; {expected}")
+        raise ProfilerError(f"{label}: loss_fn is of type {type(loss).__name__}, which cannot be called; {expected}")
     first = tensors_in(list(inputs))[0]
     return Workload(
         path.stem if name in ("factory", "make", "main", "model", "workload") else name,
@@ -249,7 +249,7 @@ def _load(path: Path, name: str, label: str) -> Callable[..., Any]:
         raise ProfilerError(f"{label}: {path} has no '{name}'; {listed}")
     if not callable(factory):
         raise ProfilerError(
-            f"{label}: '{name}' is a {type(factory).__name__}; expected a function that returns a model"
+            f"{label}: '{name}' is of type {type(factory).__name__}; expected a function that returns a model"
         )
     return factory
 
@@ -284,18 +284,10 @@ def _arguments(factory: Callable[..., Any], options: Options, label: str) -> dic
 
 def where(error: BaseException, path: Path | None = None) -> str:
     """` (at file:line)` of the innermost frame in `path`, or outside of tgrad; empty if there is none."""
-    own = str(Path(__file__).resolve().parent.parent)
     if isinstance(error, SyntaxError) and error.filename:
-        return f" (at {error.filename}:{error.lineno})"
+        return f" (at {shown(error.filename)}:{error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        inside = (
-            Path(frame.filename).resolve() == path.resolve() if path is not None else not frame.filename.startswith(own)
-        )
-        if inside:
-            return f" (at {frame.filename}:{frame.lineno})"
+        wanted = not inside(frame.filename) if path is None else Path(frame.filename).resolve() == path.resolve()
+        if wanted:
+            return f" (at {shown(frame.filename)}:{frame.lineno})"
     return ""
-
-
-def with_held(workload: Workload, held: int) -> Workload:
-    """The same workload holding another number of outputs at once."""
-    return replace(workload, held=held)

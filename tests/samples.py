@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import tgrad
 from tests.compare import INTEGERS, pair, random
+from tgrad import aliasing
 from tgrad.op import Op
 from tgrad.ops import creation, matmul, norm, pointwise as p, reduce, softmax, views
 
@@ -357,11 +358,39 @@ VIEWS = [
     shaped(views.slice_op, "narrow", case("odd", (5, 7), args=(1, 2, 3)), case("negative", (5, 7), args=(0, -2, 2)), label="narrow"),
     shaped(views.select_op, "select", case("odd", (5, 7), args=(1, 3)), case("negative", (3, 5, 7), ways="rotated", args=(-1, -2)),
            case("vector", (7,), args=(0, 6))),
+    Sample(views.unbind_op, lambda x: x.unbind(1)[2], lambda x: x.unbind(1)[2], (Input(),), (case("odd", (5, 7)), case("rotated", (3, 5, 7), ways="rotated"))),
+    Sample(views.split_op, lambda x: x.split(3, 1)[-1], lambda x: x.split(3, 1)[-1], (Input(),), (case("odd", (5, 7)), case("transposed", (5, 7), ways="transposed"))),
     shaped(views.contiguous_op, "contiguous", case("transposed", (5, 7), ways="transposed", args=()), case("expanded", (5, 7), ways="expanded", args=()),
            case("sliced", (3, 5), ways="sliced", args=()), case("rotated", (3, 5, 7), ways="rotated", args=())),
     Sample(views.embed_op, lambda g: views.embed_op(g, dim=1, start=1, step=2, shape=(5, 7)), lambda g: F.pad(g[..., None], (0, 1)).flatten(1).roll(1, 1)
            [:, [0, 1, 2, 3, 4, 5]] @ torch.eye(6, 7, dtype=g.dtype), (Input(),), (case("odd", (5, 3)), case("transposed", (5, 3), ways="transposed")),
            integers=False),
+]  # fmt: skip
+
+
+# What in-place writes on views record: parts of a base, by strides and offset.
+PART = ((2, 3), (7, 2), 8)
+
+
+def _scatter(g):
+    return torch.as_strided_scatter(torch.zeros(5, 7, dtype=g.dtype), g, *PART)
+
+
+def _without(g):
+    return g * (1 - _scatter(torch.ones(PART[0], dtype=g.dtype)))
+
+
+ALIASES = [
+    Sample(aliasing.as_strided_op, lambda x: aliasing.as_strided_op(x, shape=PART[0], strides=PART[1], offset=PART[2]),
+           lambda x: torch.as_strided(x, *PART), (Input(),), (case("odd", (5, 7)),)),
+    Sample(aliasing.as_strided_op, lambda x: aliasing.as_strided_op(x, shape=(2, 3), strides=(7, 0), offset=8),
+           lambda x: torch.as_strided(x, (2, 3), (7, 0), 8), (Input(),), (case("odd", (5, 7), length=3),), label="as_strided-expanded"),
+    Sample(aliasing._embed_op, lambda g: aliasing._embed_op(g, shape=(5, 7), strides=(7, 1), part=PART),
+           _scatter, (Input(),), (case("odd", (2, 3)), case("transposed", (2, 3), ways="transposed"))),
+    Sample(aliasing._without_op, lambda g: aliasing._without_op(g, strides=(7, 1), part=PART),
+           _without, (Input(),), (case("odd", (5, 7)), case("transposed", (5, 7), ways="transposed")), integers=False),
+    Sample(aliasing._in_layout_op, lambda x: aliasing._in_layout_op(x, strides=(1, 5)), torch.clone, (Input(),),
+           (case("odd", (5, 7)), case("sliced", (5, 7), ways="sliced")), integers=False),
 ]  # fmt: skip
 
 
@@ -378,7 +407,7 @@ DROPOUT = [
 ]  # fmt: skip
 
 SAMPLES: list[Sample] = [
-    *ARITHMETIC, *FUNCTIONS, *CONDITIONS, *CASTS, *REDUCTIONS, *FUSED, *PRODUCTS, *VIEWS, *DROPOUT,
+    *ARITHMETIC, *FUNCTIONS, *CONDITIONS, *CASTS, *REDUCTIONS, *FUSED, *PRODUCTS, *VIEWS, *ALIASES, *DROPOUT,
 ]  # fmt: skip
 DIFFERENTIABLE = [s for s in SAMPLES if s.differentiable]
 ROW_SAMPLES = [s for s in SAMPLES if isinstance(s.op, p.Pointwise)]

@@ -91,9 +91,9 @@ def test_gradgradcheck(sample, case):
 
 
 # --- fused kernels and their composed twins ---------------------------------------------------------------------------
-def both(op, inputs, *settings, g_shape=None):
+def both(op, inputs, *settings):
     """The gradients by the fast formulas (a plain backward) and by the composed ones (create_graph)."""
-    rng = random("twins", op.name, *settings)
+    rng = random("twins", *settings)
     out = op(*inputs, *settings)
     g = tgrad.tensor(rng.normal(size=tuple(out.shape)), dtype=out.dtype)
     leaves = [t for t in inputs if t.requires_grad]

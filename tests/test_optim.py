@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tgrad as T
+from tests.errors import message
 
 SHAPES = [(5, 3), (4,), (), (1, 7)]
 STEPS = 10
@@ -300,12 +301,6 @@ def test_named_parameters():
     assert [id(p) for p in opt.param_groups[0]["params"]] == [id(m.weight), id(m.bias)]
     with pytest.raises(ValueError, match="with/without names"):
         opt.add_param_group({"params": [T.nn.Parameter(T.ones(1))]})
-
-
-def message(function, *args):
-    with pytest.raises(Exception) as caught:
-        function(*args)
-    return type(caught.value), str(caught.value)
 
 
 REFUSED = [

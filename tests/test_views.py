@@ -78,8 +78,10 @@ def test_view_strides_agree_with_torch_on_small_shapes():
 
 def test_chains_of_views_share_memory():
     x = tgrad.zeros(4, 6)
-    v = x.t()[1:5].unsqueeze(0).expand(2, 4, 4)[1, :, ::2].reshape(2, 2, 2)[0].flatten()
-    assert v._base is x or v._base is None
+    v = x.t()[1:5].unsqueeze(0).expand(2, 4, 4)[1, :, ::2]
+    assert v._base is x and v.storage is x.storage
+    copied = v.reshape(8)
+    assert copied._base is None and copied.storage is not x.storage
     x.fill_(3.0)
     y = x.view(2, 12)[1].view(3, 4).transpose(0, 1)
     assert y._base is x and y.storage is x.storage and y.tolist() == [[3.0] * 3] * 4
@@ -129,11 +131,11 @@ def test_contiguous_is_itself_or_a_copy():
 @pytest.mark.parametrize("call", [
     lambda x: x.view(5, 8), lambda x: x.view(-1, -1), lambda x: x.reshape(4, -1), lambda x: x.view(-2, 5), lambda x: x.expand(5, 8),
     lambda x: x.expand(7), lambda x: x.expand(-1, 5, 7), lambda x: x.permute(0), lambda x: x.permute(0, 0), lambda x: x.transpose(0, 2),
-    lambda x: x.unsqueeze(3), lambda x: x.squeeze(2), lambda x: x[5], lambda x: x[0, 7], lambda x: x[0, 0, 0], lambda x: x[..., ...],
+    lambda x: x.unsqueeze(3), lambda x: x.squeeze(2), lambda x: x[5], lambda x: x[0, 7], lambda x: x[0, 0, 0],
     lambda x: x[::-1], lambda x: x[::0], lambda x: x.select(0, -6), lambda x: x.narrow(0, 3, 3), lambda x: x.split(0),
     lambda x: x.split([2, 2]), lambda x: x.flatten(1, 0), lambda x: x.unbind(2), lambda x: x[None].t(), lambda x: len(x[0, 0]),
     lambda x: list(x[0, 0]),
-], ids=range(27))  # fmt: skip
+], ids=range(26))  # fmt: skip
 def test_errors_are_of_torchs_type(call):
     ours, theirs = both((5, 7))
     with pytest.raises((RuntimeError, IndexError, ValueError, TypeError)) as want:

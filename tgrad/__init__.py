@@ -52,7 +52,6 @@ from tgrad.modes import (
     no_grad,
     set_grad_enabled,
 )
-from tgrad.nn.functional import log_softmax, softmax
 from tgrad.ops.creation import (
     arange,
     as_tensor,
@@ -73,6 +72,7 @@ from tgrad.ops.creation import (
     zeros_like,
 )
 from tgrad.ops.matmul import get_float32_matmul_precision, set_float32_matmul_precision
+from tgrad.ops.softmax import log_softmax, softmax
 from tgrad.printing import set_printoptions
 from tgrad.random import Generator, initial_seed, manual_seed
 from tgrad.storage import OutOfMemoryError

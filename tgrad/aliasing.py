@@ -102,9 +102,11 @@ _without_op: Kernel = Kernel(
 )  # fmt: skip
 
 
-# --- histories
-# ---------------------------------------------------------------------------------------------------------
-_COPY_SLICES = Op("copy_slices", ("base", "part"), {"base": lambda g: g, "part": lambda g: g}, node_name="torch::autograd::CopySlices")
+# --- histories ----------------------------------------------------------------------------------------------------
+_COPY_SLICES = Op(
+    "copy_slices", ("base", "part"), {"base": lambda g: g, "part": lambda g: g},
+    node_name="torch::autograd::CopySlices",
+)  # fmt: skip
 
 
 def geometry(view: Tensor) -> Geometry:

@@ -20,8 +20,11 @@ from tgrad.tensor import Tensor, empty
 Gradient = tuple[Tensor | None, bool]
 
 
-def gradients(node: Node, g: Tensor) -> list[Gradient]:
+def gradients(node: Node, g: Any) -> list[Gradient]:
     """The gradient for each of the node's edges, in the shape and dtype of the input.
+
+    Args:
+        g: the gradient of the node's result; of a node with several results, a list of them, None where none came.
 
     Raises:
         RuntimeError: what it saved was freed, or modified in place.
@@ -33,11 +36,12 @@ def gradients(node: Node, g: Tensor) -> list[Gradient]:
             "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a second time or "
             "if you need to access saved tensors after calling backward."
         )
-    saved = [s.unpack(node) for s in node.saved]
-    if isinstance(node.rule, PointwiseRule):
-        return _pointwise(node.rule, g, [*saved, *node.numbers])
-    assert isinstance(node.rule, FormulaRule)
-    return _formulas(node.rule, g, saved, node.numbers)
+    rule: Any = node.rule
+    if isinstance(rule, PointwiseRule):
+        return _pointwise(rule, g, [*[s.unpack(node) for s in node.saved], *node.numbers])
+    if isinstance(rule, FormulaRule):
+        return _formulas(rule, g, [s.unpack(node) for s in node.saved], node.numbers)
+    return rule.run(node, g)
 
 
 # --- pointwise

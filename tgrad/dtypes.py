@@ -35,8 +35,12 @@ class dtype:
     def __repr__(self) -> str:
         return f"torch.{self.name}"
 
-    def __reduce__(self) -> str:
-        return self.name
+    def __reduce__(self) -> tuple:
+        return _named, (self.name,)
+
+
+def _named(name: str) -> dtype:
+    return BY_NAME[name]
 
 
 BOOL, INTEGER, FLOAT = 0, 1, 2

@@ -8,94 +8,136 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 from tgrad import modes
+from tgrad.accumulate import accumulate, finish
 from tgrad.aliasing import refresh
-from tgrad.backward import gradients
+from tgrad.backward import Gradient, gradients
 from tgrad.graph import Node
+from tgrad.hooks import run_posthooks, run_prehooks, run_tensor_hooks
 from tgrad.inplace import write
 from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor
 
-_accumulating = threading.RLock()  # concurrent walks may end in one leaf
 _warned_create_graph = False
+
+
+class Part(NamedTuple):
+    """The gradient of one of several results of a node."""
+
+    index: int
+    gradient: Tensor
+
+
+class _Walks(threading.local):
+    def __init__(self) -> None:
+        self.running: list[Walk] = []
+
+
+_walks = _Walks()
+
+
+def current_walk() -> Walk:
+    """The innermost backward pass that runs in this thread."""
+    return _walks.running[-1]
 
 
 class Walk:
     """One backward pass.
 
     Attributes:
-        captured: gradients of the nodes and leaves whose gradient was asked for, by id; None: accumulate into leaves.
+        capture: ids of the nodes and leaves whose gradient is asked for; None: all leaves accumulate.
+        captured: those gradients, by id.
+        needed: keys of the nodes that lead to a captured one; None: all.
+        reached: keys of the nodes that run.
+        leaves: by id, [leaf, gradient so far, whether it is ours alone, consumers that have not run].
     """
 
-    def __init__(
-        self, retain_graph: bool, create_graph: bool, capture: dict[int, Any] | None, accumulate: bool
-    ) -> None:
+    def __init__(self, retain_graph: bool, create_graph: bool, capture: set[int] | None, accumulate: bool) -> None:
         self.retain, self.create = retain_graph, create_graph
-        self.capture = capture
-        self.accumulate = accumulate
+        self.capture, self.accumulate = capture, accumulate
         self.captured: dict[int, Tensor] = {}
+        self.needed: set[int] | None = None
+        self.reached: set[int] = set()
         self.heap: list[int] = []
-        self.pending: dict[int, tuple[Node, Tensor, bool]] = {}
-        self.leaves: dict[int, list] = {}  # id -> [leaf, gradient, own, consumers still to run]
+        self.pending: dict[int, list] = {}  # key -> [node, gradient (or one per result), ours alone]
+        self.leaves: dict[int, list] = {}
 
     def run(self, roots: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Walk from `roots`, (tensor, gradient) pairs."""
         before = modes.current()
         modes.set_mode(modes.GRAD if self.create else modes.NO_GRAD)
+        _walks.running.append(self)
         try:
-            needed = self._survey([t for t, _ in roots])
+            self._survey([t for t, _ in roots])
             for t, g in roots:
-                self._send(t.node or t, g, False, needed)
+                self._send(t.node or t, g, False)
             for entry in list(self.leaves.values()):
                 self._finish_leaf(entry)
             while self.heap:
-                self._visit(heappop(self.heap), needed)
+                self._visit(heappop(self.heap))
+            for entry in self.leaves.values():  # those with a consumer that no gradient reached
+                entry[3] = 0
+                self._finish_leaf(entry)
         finally:
+            _walks.running.pop()
             modes.set_mode(before)
 
-    def _survey(self, roots: Sequence[Tensor]) -> set[int] | None:
-        """Count each leaf's consumers; returns the keys of the nodes that must run, or None for all."""
+    def reaches(self, t: Tensor) -> bool:
+        """Whether the gradient of t is computed in this walk."""
+        return id(t) in self.leaves if t.node is None else t.node.key in self.reached
+
+    def _survey(self, roots: Sequence[Tensor]) -> None:
+        """Count each leaf's consumers, and find the nodes that must run."""
         seen: dict[int, Node] = {}
         stack = [t.node for t in roots if t.node is not None]
         while stack:
             node = stack.pop()
             if node.key not in seen:
                 seen[node.key] = node
-                stack += [e for e in node.edges if e.__class__ is Node and e.key not in seen]
-        needed = None
+                stack += [e for e in node.edges if isinstance(e, Node) and e.key not in seen]
         if self.capture is not None:
-            needed = set()
+            self.needed = set()
             for key in sorted(seen, reverse=True):  # oldest first: keys fall with age
-                node = seen[key]
-                if id(node) in self.capture or any(
-                    e.key in needed if e.__class__ is Node else id(e) in self.capture for e in node.edges
-                ):
-                    needed.add(key)
+                if id(seen[key]) in self.capture or self._leads_on(seen[key]):
+                    self.needed.add(key)
+        self.reached = set(seen) if self.needed is None else self.needed
         for key, node in seen.items():
-            if needed is None or key in needed:
+            if key in self.reached:
                 for e in node.edges:
-                    if e.__class__ is not Node:
+                    if not isinstance(e, Node):
                         self.leaves.setdefault(id(e), [e, None, False, 0])[3] += 1
-        return needed
 
-    def _send(self, edge: Any, g: Tensor, own: bool, needed: set[int] | None) -> None:
+    def _leads_on(self, node: Node) -> bool:
+        """Whether one of the node's inputs needs a gradient in this walk."""
+        if self.needed is None or self.capture is None:
+            return True
+        return any(e.key in self.needed if isinstance(e, Node) else id(e) in self.capture for e in node.edges)
+
+    def _send(self, edge: Any, g: Any, own: bool) -> None:
         """Deliver a gradient to a node or leaf."""
-        if edge.__class__ is Node:
-            if needed is not None and edge.key not in needed:
-                return
-            have = self.pending.get(edge.key)
-            if have is None:
-                self.pending[edge.key] = edge, g, own
-                heappush(self.heap, edge.key)
-            else:
-                self.pending[edge.key] = edge, *self._sum(have[1], have[2], g)
-        else:
+        if not isinstance(edge, Node):
             entry = self.leaves.setdefault(id(edge), [edge, None, False, 0])
             entry[1], entry[2] = (g, own) if entry[1] is None else self._sum(entry[1], entry[2], g)
+            return
+        if self.needed is not None and edge.key not in self.needed:
+            return
+        have = self.pending.get(edge.key)
+        if have is None:
+            heappush(self.heap, edge.key)
+            have = self.pending[edge.key] = [edge, None, own]
+        if g.__class__ is Part:
+            if have[1] is None:
+                have[1] = [None] * edge.rule.n_results
+            already = have[1][g.index]
+            have[1][g.index] = g.gradient if already is None else p.add(already, g.gradient)
+        elif have[1] is None:
+            have[1] = g
+        else:
+            have[1], have[2] = self._sum(have[1], have[2], g)
 
     def _sum(self, a: Tensor, own: bool, b: Tensor) -> tuple[Tensor, bool]:
         """a + b, in a's memory if nobody else holds it."""
@@ -103,96 +145,59 @@ class Walk:
             return write(p.add, a, (a, b)), True
         return p.add(a, b), True
 
-    def _visit(self, key: int, needed: set[int] | None) -> None:
+    def _visit(self, key: int) -> None:
         node, g, _ = self.pending.pop(key)  # here, so that nobody else holds g while the node runs
-        if node.hooks is not None or node.retains is not None:
-            g = _run_hooks(node.hooks, g)
-            if node.retains is not None:
-                node.retains(g)
+        if node.hooks:
+            g = run_tensor_hooks(node.hooks, g)
+        if node.retains is not None:
+            node.retains(g)
         if self.capture is not None and id(node) in self.capture:
             self.captured[id(node)] = g
-        if needed is not None and not self._has_needed_edge(node, needed):
+        if not self._leads_on(node):
             return
-        results = gradients(node, g)
+        if node.prehooks or node.posthooks:
+            results = self._between_hooks(node, g)
+        else:
+            results = gradients(node, g)
         del g
-        if not self.retain:
-            if node.saved:
-                node.saved = None
-        for edge, (gradient, mine) in zip(node.edges, results, strict=True):
-            if edge.__class__ is Node:
-                if gradient is not None:
-                    self._send(edge, gradient, mine, needed)
-            else:
-                if gradient is not None:
-                    self._send(edge, gradient, mine, needed)
+        if not self.retain and node.saved:
+            node.saved = None
+        for edge, (gradient, own) in zip(node.edges, results, strict=True):
+            if gradient is not None:
+                self._send(edge, gradient, own)
+            if not isinstance(edge, Node):
                 entry = self.leaves[id(edge)]
                 entry[3] -= 1
                 self._finish_leaf(entry)
 
-    def _has_needed_edge(self, node: Node, needed: set[int]) -> bool:
-        assert self.capture is not None
-        return any(e.key in needed if e.__class__ is Node else id(e) in self.capture for e in node.edges)
+    def _between_hooks(self, node: Node, g: Any) -> list[Gradient]:
+        several = isinstance(g, list)
+        outputs = run_prehooks(node.prehooks or {}, g if several else (g,))
+        results = gradients(node, list(outputs) if several else outputs[0])
+        if not node.posthooks:
+            return results
+        inputs: list[Any] = [None] * len(node.rule.op.inputs)
+        for i, (gradient, _) in zip(node.rule.wanted, results, strict=True):
+            inputs[i] = gradient
+        replaced = run_posthooks(node.posthooks, inputs, outputs)
+        return [(replaced[i], False) for i in node.rule.wanted]
 
     def _finish_leaf(self, entry: list) -> None:
+        """Accumulate a leaf's gradient once all its consumers have run."""
         leaf, g, own, waiting = entry
         if waiting or g is None:
             return
         entry[1] = None
         if not leaf._requires_grad:  # switched off since the forward
             return
-        if leaf.hooks:
-            g, own = _run_hooks(leaf.hooks, g), False
+        if leaf.hooks is not None and leaf.hooks.tensor:
+            g, own = run_tensor_hooks(leaf.hooks.tensor, g), False
         if self.capture is not None:
             if id(leaf) not in self.capture:
                 return
-            self.captured[id(leaf)] = g
+            self.captured[id(leaf)], own = g, False
         if self.accumulate:
-            with _accumulating:
-                accumulate(leaf, g, own, self.create)
-
-
-def accumulate(leaf: Tensor, g: Tensor, own: bool, create_graph: bool) -> None:
-    """Add g to `leaf.grad`: in place into an existing one, unless the gradient has a graph of its own."""
-    have = leaf._grad
-    if create_graph:
-        leaf._grad = (g if own else p.clone(g)) if have is None else p.add(have, g)
-        return
-    if have is not None:
-        if have.version is None:  # an inference tensor: it cannot be written here
-            leaf._grad = p.add(have, g)
-        else:
-            write(p.add, have, (have, g))
-        return
-    if own and g.layout.strides == leaf.layout.strides:
-        leaf._grad = g
-    else:
-        leaf._grad = like(leaf, g)
-
-
-def like(leaf: Tensor, g: Tensor) -> Tensor:
-    """A copy of g with the leaf's strides, where those leave no gaps."""
-    from tgrad.layout import may_overlap_itself
-    from tgrad.tensor import empty
-
-    dense = leaf.layout.extent == leaf.layout.numel and not may_overlap_itself(leaf.shape, leaf.layout.strides)
-    if not dense:
-        return p.clone(g)
-    return write(p.copy, empty(leaf.layout, inference=False), (g,))
-
-
-def _run_hooks(hooks: list[Callable] | None, g: Tensor) -> Tensor:
-    for hook in list(hooks or ()):
-        new = hook(g)
-        if new is None:
-            continue
-        if not isinstance(new, Tensor):
-            raise TypeError(f"expected Variable, but hook returned '{type(new).__name__}'")
-        if new.layout.shape != g.layout.shape:
-            raise RuntimeError(f"hook '{getattr(hook, '__name__', hook)}' has changed the size of value")
-        if new.layout.dtype is not g.layout.dtype:
-            raise RuntimeError(f"hook '{getattr(hook, '__name__', hook)}' has changed the type of value")
-        g = new
-    return g
+            finish(leaf, g, own, self.create)
 
 
 # --- what users call -------------------------------------------------------------------------------------------------
@@ -235,12 +240,11 @@ def backward(
     for t in targets:
         if not t._requires_grad:
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-    walk = Walk(retain, create_graph, {id(t.node or t): t for t in targets}, accumulate=True)
+    walk = Walk(retain, create_graph, {id(t.node or t) for t in targets}, accumulate=True)
     walk.run(pairs)
     for t in targets:
         if t.node is not None and id(t.node) in walk.captured:
-            with _accumulating:
-                accumulate(t, walk.captured[id(t.node)], False, create_graph)
+            accumulate(t, walk.captured[id(t.node)], False, create_graph)
 
 
 def grad(
@@ -285,7 +289,7 @@ def grad(
             raise RuntimeError("One of the differentiated Tensors does not require grad")
     pairs = _seed(roots, given)
     retain = create_graph if retain_graph is None else retain_graph
-    walk = Walk(retain, create_graph, {id(t.node or t): t for t in targets}, accumulate=False)
+    walk = Walk(retain, create_graph, {id(t.node or t) for t in targets}, accumulate=False)
     walk.run(pairs)
     results: list[Tensor | None] = []
     for i, t in enumerate(targets):

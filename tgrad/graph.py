@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import itertools
 import threading
+import types
+import weakref
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from tgrad import modes
+from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.layout import Layout
 from tgrad.tensor import Tensor, Version, make
 
 if TYPE_CHECKING:
     from tgrad.op import Rule
+
+PackHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+
+# The (pack, unpack) hooks in force in this thread, innermost last.
+pack_hooks: ContextVar[tuple[PackHooks, ...]] = ContextVar("tgrad_pack_hooks", default=())
 
 _ITSELF = object()  # the history of a saved result: the node that saved it
 
@@ -40,12 +50,8 @@ class Saved:
         self.edge: Any = _ITSELF if own else t.node or (t if t._requires_grad else None)
         self.name = name
 
-    def unpack(self, node: Node) -> Tensor:
-        """The tensor, with its history.
-
-        Raises:
-            RuntimeError: it was modified in place since it was saved.
-        """
+    def check(self, node: Node) -> None:
+        """Raise if it was modified in place since it was saved."""
         if self.version.value != self.expected:
             kind = "torch.cuda" if self.layout.device.type == "cuda" else "torch"
             maker = node if self.edge is _ITSELF else self.edge
@@ -58,10 +64,60 @@ class Saved:
                 f"{node.name()}{where}, saved. Hint: enable anomaly detection to find the operation that failed to "
                 "compute its gradient, with torch.autograd.set_detect_anomaly(True)."
             )
-        if isinstance(self.edge, Tensor):
-            return self.edge
+
+    def unpack(self, node: Node) -> Tensor:
+        """The tensor, with its history.
+
+        Raises:
+            RuntimeError: it was modified in place since it was saved.
+        """
+        self.check(node)
+        edge = node if self.edge is _ITSELF else self.edge
+        if isinstance(edge, Tensor):
+            if edge.ptr == self.ptr and edge.layout is self.layout:
+                return edge
+            edge = through(edge, self.layout)  # the leaf has other memory by now: what was saved is the old one
         t = make(self.layout, self.storage, self.ptr, self.version)
-        t.node = node if self.edge is _ITSELF else self.edge
+        t.node, t._requires_grad = edge, edge is not None
+        return t
+
+
+class Packed(Saved):
+    """A saved tensor in whatever form a pack hook gave it. Its version is checked as ever."""
+
+    __slots__ = ("packed", "unpack_hook")
+
+    def __init__(self, t: Tensor, name: str, own: bool, hooks: PackHooks) -> None:
+        super().__init__(t, name, own)
+        given = make(t.layout, t.storage, t.ptr, t.version) if own else t
+        before = modes.current()
+        modes.set_mode(modes.NO_GRAD)
+        try:
+            self.packed = hooks[0](given)
+        finally:
+            modes.set_mode(before)
+        if self.version.value != self.expected:
+            raise RuntimeError(
+                "A saved tensor pack hook is modifying its input in place. Tensors provided as input to pack hook "
+                "can not be modified by in-place operations as this can lead to unexpected side-effects. Please "
+                "open an issue if you need to perform in-place operations on the input to a pack hook."
+            )
+        self.unpack_hook = hooks[1]
+        self.storage = None  # type: ignore[assignment]  the hook decides what stays alive
+
+    def unpack(self, node: Node) -> Tensor:
+        self.check(node)
+        value = self.unpack_hook(self.packed)
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                "Output of saved tensor unpack_hook expected to be a Tensor but got result of type "
+                f"{type(value).__name__}"
+            )
+        if value is self.edge:
+            return value
+        t = make(value.layout, value.storage, value.ptr, value.version)
+        edge = node if self.edge is _ITSELF else self.edge
+        t.node = through(edge, t.layout) if isinstance(edge, Tensor) else edge
         t._requires_grad = t.node is not None
         return t
 
@@ -94,11 +150,12 @@ class Node:
         key: falls with age, so that a min-heap gives the youngest node first.
         origin: set only while somebody listens.
         hooks: on the gradient that arrives, `register_hook` of its tensor.
+        prehooks, posthooks: on the node itself.
         retains: called with that gradient, `retain_grad` of its tensor.
     """
 
     __slots__ = (
-        "rule", "edges", "saved", "numbers", "layout", "shapes", "key", "origin", "hooks", "retains", "prehooks",
+        "rule", "edges", "saved", "numbers", "layout", "key", "origin", "hooks", "retains", "prehooks",
         "posthooks", "metadata_", "__weakref__",
     )  # fmt: skip
 
@@ -107,13 +164,12 @@ class Node:
     saved: tuple[Saved, ...] | None
     numbers: tuple
     layout: Layout
-    shapes: tuple
     key: int
     origin: Origin | None
-    hooks: list[Callable] | None
+    hooks: dict[int, Callable] | None
     retains: Callable[[Tensor], None] | None
-    prehooks: list[Callable] | None
-    posthooks: list[Callable] | None
+    prehooks: dict[int, Callable] | None
+    posthooks: dict[int, Callable] | None
     metadata_: dict | None
 
     def name(self) -> str:
@@ -132,8 +188,27 @@ class Node:
 
     @property
     def next_functions(self) -> tuple:
-        """(node or accumulator, 0) for each input that requires grad."""
-        return tuple((edge if isinstance(edge, Node) else AccumulateGrad(edge), 0) for edge in self.edges)
+        """(node or accumulator, index of its result) for each input of the op; (None, 0) where no gradient goes."""
+        found: list[tuple[Any, int]] = [(None, 0)] * len(self.rule.op.inputs)
+        for i, edge in zip(self.rule.wanted, self.edges, strict=True):
+            found[i] = edge.target() if isinstance(edge, Node) else (accumulator(edge), 0)
+        return tuple(found)
+
+    def target(self) -> tuple[Node, int]:
+        """What users see in its place: a node and which of its results."""
+        return self, 0
+
+    def register_prehook(self, hook: Callable) -> RemovableHandle:
+        """Call hook(grad_outputs) before the node runs; it may return as many gradients to use instead."""
+        if self.prehooks is None:
+            self.prehooks = {}
+        return RemovableHandle(hook, self.prehooks)
+
+    def register_hook(self, hook: Callable) -> RemovableHandle:
+        """Call hook(grad_inputs, grad_outputs) after the node ran; it may return as many gradients to pass on."""
+        if self.posthooks is None:
+            self.posthooks = {}
+        return RemovableHandle(hook, self.posthooks)
 
     def __del__(self) -> None:
         # A long chain would recurse: each node's end would end the next. Instead the nodes that only this one holds are
@@ -165,24 +240,55 @@ def _bury(edges: tuple, saved: Any) -> None:
 
 
 class AccumulateGrad:
-    """The end of the graph at a leaf, as `next_functions` shows it. The engine's edge is the leaf itself."""
+    """The end of the graph at a leaf, as users see it. The engine's edge is the leaf itself."""
 
-    __slots__ = ("variable",)
+    __slots__ = ("variable", "__weakref__")
+
+    next_functions = ()
 
     def __init__(self, variable: Tensor) -> None:
         self.variable = variable
 
-    next_functions = ()
-
     def name(self) -> str:
         return "torch::autograd::AccumulateGrad"
+
+    def register_prehook(self, hook: Callable) -> RemovableHandle:
+        """Call hook((grad,)) before the gradient is accumulated; it may return another."""
+        return RemovableHandle(hook, leaf_hooks(self.variable).before)
+
+    def register_hook(self, hook: Callable) -> RemovableHandle:
+        """Call hook((), (grad,)) after the gradient was accumulated."""
+        return RemovableHandle(hook, leaf_hooks(self.variable).after)
 
     def __repr__(self) -> str:
         return f"<AccumulateGrad object at {id(self):#x}>"
 
 
+_accumulators: weakref.WeakValueDictionary[int, AccumulateGrad] = weakref.WeakValueDictionary()
+
+
+def accumulator(leaf: Tensor) -> AccumulateGrad:
+    """The accumulator of a leaf: one object while anybody holds it."""
+    found = _accumulators.get(id(leaf))
+    if found is None:
+        found = _accumulators[id(leaf)] = AccumulateGrad(leaf)
+    return found
+
+
+# Told of each saved tensor, while somebody listens.
+on_save: Callable[[Saved], None] | None = None
+
 # Finds the Origin of the op being recorded, while somebody listens.
 find_origin: Callable[[], Origin] | None = None
+
+
+def save(t: Tensor, name: str, own: bool) -> Saved:
+    """Keep t for backward, through the innermost pack hook if there is one."""
+    hooks = pack_hooks.get()
+    saved = Packed(t, name, own, hooks[-1]) if hooks else Saved(t, name, own)
+    if on_save is not None:
+        on_save(saved)
+    return saved
 
 
 def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
@@ -193,14 +299,39 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
     """
     node = Node()
     n = len(args)
-    node.saved = tuple([Saved(args[i] if i < n else outs[i - n], name, own=i == n) for i, name in rule.saves])
+    node.saved = tuple([save(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
     node.edges = tuple([args[i].node or args[i] for i in rule.wanted])
     node.rule = rule
     node.numbers = tuple([args[i] for i in rule.numbers])
-    node.layout = out.layout
-    node.shapes = tuple([args[i].layout for i in rule.wanted])
+    fill(node, out.layout)
+    out.node = node
+    out._requires_grad = True
+
+
+def fill(node: Node, layout: Layout) -> None:
+    """Set what all new nodes have."""
+    node.layout = layout
     node.key = next_key()
     node.origin = find_origin() if find_origin is not None else None
     node.hooks = node.retains = node.prehooks = node.posthooks = node.metadata_ = None
-    out.node = node
-    out._requires_grad = True
+
+
+def through(leaf: Tensor, layout: Layout) -> Node:
+    """A node that passes its gradient on to `leaf`: the history of a copy of it."""
+    node = Node()
+    node.saved, node.numbers, node.edges, node.rule = (), (), (leaf,), _THROUGH
+    fill(node, layout)
+    return node
+
+
+class _Through:
+    """The rule of `through`."""
+
+    op: Any = types.SimpleNamespace(inputs=("x",), grad_name="Alias", node_name="AliasBackward0")
+    wanted, saves, numbers = (0,), (), ()
+
+    def run(self, node: Node, g: Tensor) -> list:
+        return [(g, False)]
+
+
+_THROUGH: Any = _Through()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tgrad import dispatch as path, dtypes
@@ -14,6 +14,9 @@ from tgrad.modes import Mode, current
 from tgrad.op import FormulaRule, Op, Plan, Pointwise, Rule, check_devices, operand, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor, empty
+
+# Told of each tensor about to be written, while somebody listens.
+before_write: Callable[[Tensor], None] | None = None
 
 
 def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
@@ -38,6 +41,8 @@ def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
         for a in args:
             if isinstance(a, Tensor):
                 refresh(a)
+    if before_write is not None:
+        before_write(target)
     before = [_as_it_was(a, target, plan, args) for a in args] if recording else args
     plan.launch(target.ptr, *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))  # type: ignore[misc]
     if target.version is not None:
@@ -62,7 +67,9 @@ def _record(op: Pointwise, plan: Plan, args: Sequence[Any], target: Tensor) -> N
             rebase(target)
 
 
-_OVERWRITE = Op("copy_", ("old", "new"), {"old": lambda g: g, "new": lambda g: g}, node_name="torch::autograd::CopyBackwards")
+_OVERWRITE = Op(
+    "copy_", ("old", "new"), {"old": lambda g: g, "new": lambda g: g}, node_name="torch::autograd::CopyBackwards"
+)
 
 
 def _overwrite(target: Tensor, args: Sequence[Any]) -> tuple[Rule | None, tuple]:
@@ -165,6 +172,8 @@ def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[A
     Args:
         function: takes a symbol for each of `args` (tensors of one shape, and numbers); its identity keys the plans.
     """
+    for t in targets:
+        refuse(t, current(), recording=False)
     key = (function, *[t.layout for t in targets], *[a.layout if isinstance(a, Tensor) else a.__class__ for a in args])
     launch = _updates.get(key)
     if launch is None:

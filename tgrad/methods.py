@@ -11,6 +11,7 @@ from tgrad.aliasing import refresh
 from tgrad.dtypes import dtype
 from tgrad.functions import FUNCTIONS, UNARY, Number, named, operand, power, scaled
 from tgrad.graph import Node
+from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.inplace import write
 from tgrad.ops import creation, matmul, pointwise as p, reduce, views
 from tgrad.ops.transfer import convert, copy_into
@@ -140,6 +141,24 @@ class Shape:
         return t
 
 
+def _rebuild(cls: type[Tensor], data: Any, kind: dtypes.dtype, device: Any, requires_grad: bool) -> Tensor:
+    t = creation.empty(*data.shape, dtype=kind, device=device if device.type == "cpu" else None)
+    t.storage.write(data)
+    if cls is not Tensor:
+        return cls(t, requires_grad)  # type: ignore[call-arg]
+    return t.requires_grad_(requires_grad)
+
+
+class Pickle:
+    """Pickling: the values travel, in row-major order; history and memory shared with other tensors do not."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        t: Any = self
+        if t.requires_grad and t.grad_fn is not None:
+            raise RuntimeError("a tensor with history cannot be pickled: detach() it first")
+        return _rebuild, (type(t), t._array().copy(order="C"), t.dtype, t.device, t.requires_grad)
+
+
 def _alias(t: Any, version: Any) -> Tensor:
     return make(t.layout, t.storage, t.ptr, version)
 
@@ -234,23 +253,6 @@ def _inplace_binary(row: p.Pointwise) -> Callable[[Tensor, Any], Tensor]:
 
 
 # --- autograd --------------------------------------------------------------------------------------------------------
-class Handle:
-    """Removes a hook; removing twice does nothing."""
-
-    def __init__(self, hooks: list, hook: Callable) -> None:
-        self._hooks, self._hook = hooks, hook
-
-    def remove(self) -> None:
-        if self._hook in self._hooks:
-            self._hooks.remove(self._hook)
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
-
-
 class Autograd:
     """What the graph knows of a tensor; backward, hooks and retained gradients."""
 
@@ -275,7 +277,7 @@ class Autograd:
         t: Any = self
         if t.alias is not None:
             refresh(t)
-        return t.node
+        return None if t.node is None else t.node.target()[0]
 
     @property
     def is_leaf(self) -> bool:
@@ -286,7 +288,7 @@ class Autograd:
         """Accumulate the gradient of this tensor into the leaves. See `tgrad.autograd.backward`."""
         engine.backward(self, None if gradient is None else [gradient], retain_graph, create_graph, inputs)  # type: ignore[arg-type]
 
-    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Handle:
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call hook(grad) with the total gradient of each backward; what it returns (if not None) goes on instead.
 
         Raises:
@@ -297,11 +299,24 @@ class Autograd:
             refresh(t)
         if not t._requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
-        holder = t if t.node is None else t.node
-        if holder.hooks is None:
-            holder.hooks = []
-        holder.hooks.append(hook)
-        return Handle(holder.hooks, hook)
+        if t.node is None:
+            return RemovableHandle(hook, leaf_hooks(t).tensor)
+        if t.node.hooks is None:
+            t.node.hooks = {}
+        return RemovableHandle(hook, t.node.hooks)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call hook(leaf) after each backward that changed `.grad`.
+
+        Raises:
+            RuntimeError: the tensor does not require grad, or is no leaf.
+        """
+        t: Any = self
+        if not t._requires_grad:
+            raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+        if t.node is not None:
+            raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
+        return RemovableHandle(hook, leaf_hooks(t).accumulated)
 
     def retain_grad(self) -> None:
         """Keep the gradient of this non-leaf in `.grad`."""
@@ -323,7 +338,7 @@ class Autograd:
         node.retains = keep
 
 
-THEMES = (Arithmetic, Shape, Convert, InPlace, Autograd)
+THEMES = (Arithmetic, Shape, Pickle, Convert, InPlace, Autograd)
 
 
 def install() -> None:

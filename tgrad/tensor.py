@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Tensor:
     node: Node | None
     _grad: Tensor | None
     alias: Alias | None
-    hooks: list[Callable] | None
+    hooks: Any  # hooks.LeafHooks of a leaf, or None
 
     if TYPE_CHECKING:  # methods.py installs the operations
 

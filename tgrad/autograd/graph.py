@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from tgrad import graph as _graph
+from tgrad import engine, graph as _graph
 from tgrad.graph import Node, Origin, Saved
+from tgrad.hooks import RemovableHandle
 from tgrad.nn.module import current_path
+from tgrad.saved_hooks import (
+    allow_mutation_on_saved_tensors,
+    disable_saved_tensors_hooks,
+    save_on_cpu,
+    saved_tensors_hooks,
+)
 from tgrad.tensor import Tensor
+
+__all__ = [
+    "GradientEdge", "MultiHandle", "Node", "SavedRecord", "allow_mutation_on_saved_tensors",
+    "disable_saved_tensors_hooks", "get_gradient_edge", "increment_version", "nodes", "record_origins",
+    "register_multi_grad_hook", "save_on_cpu", "saved", "saved_tensors_hooks",
+]  # fmt: skip
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _OWN = (_PACKAGE + os.sep, *(os.path.realpath(os.path.join(_PACKAGE, n)) + os.sep for n in ("kernels", "profiler")))
@@ -102,3 +118,101 @@ def _find() -> Origin:
         return Origin(current_path(), "", 0, "")
     code = frame.f_code
     return Origin(current_path(), code.co_filename, frame.f_lineno, code.co_name)
+
+
+# --- edges and versions ----------------------------------------------------------------------------------------------
+class GradientEdge(NamedTuple):
+    """A place in the graph where a gradient arrives: a node (or accumulator), and which of its results."""
+
+    node: Any
+    output_nr: int
+
+
+def get_gradient_edge(tensor: Tensor) -> GradientEdge:
+    """Where the gradient of a tensor arrives; `autograd.grad` takes it in the tensor's place.
+
+    Raises:
+        RuntimeError: the tensor does not require grad.
+    """
+    if not tensor.requires_grad:
+        raise RuntimeError("It is not possible to get the gradient edge for a Tensor that does not require gradients")
+    node = tensor.grad_fn
+    if node is None:
+        return GradientEdge(_graph.accumulator(tensor), 0)
+    assert tensor.node is not None
+    return GradientEdge(*tensor.node.target())
+
+
+def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
+    """Count a write to a tensor, or to each of several, made by means that tgrad does not see."""
+    for t in (tensor,) if isinstance(tensor, Tensor) else tensor:
+        if t.version is None:
+            raise RuntimeError("Inference tensors do not track version counter.")
+        t.version.value += 1
+
+
+def register_multi_grad_hook(
+    tensors: Sequence[Tensor], fn: Callable[..., None], *, mode: str = "all"
+) -> MultiHandle:
+    """Call fn once per backward: with the list of all gradients (None where there is none), or with the first ("any").
+
+    Raises:
+        ValueError: another mode.
+    """
+    if mode not in ("all", "any"):
+        raise ValueError(f"Expects mode to be one of ('all', 'any') but got {mode}")
+    return MultiHandle(_all_hooks(tensors, fn) if mode == "all" else _any_hooks(tensors, fn))
+
+
+class MultiHandle:
+    """Removes the hooks of several tensors."""
+
+    def __init__(self, handles: list[RemovableHandle]) -> None:
+        self.handles = handles
+
+    def remove(self) -> None:
+        """Unregister all of them."""
+        for handle in self.handles:
+            handle.remove()
+
+    def __enter__(self) -> MultiHandle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def _all_hooks(tensors: Sequence[Tensor], fn: Callable) -> list[RemovableHandle]:
+    walks: dict[int, list] = {}  # by walk: gradients so far, how many are to come
+    lock = threading.Lock()
+
+    def hook_of(i: int) -> Callable[[Tensor], None]:
+        def hook(grad: Tensor) -> None:
+            walk = engine.current_walk()
+            with lock:
+                state = walks.setdefault(id(walk), [[None] * len(tensors), sum(map(walk.reaches, tensors))])
+                state[0][i] = grad
+                state[1] -= 1
+                if state[1]:
+                    return
+                del walks[id(walk)]
+            fn(state[0])
+
+        return hook
+
+    return [t.register_hook(hook_of(i)) for i, t in enumerate(tensors)]
+
+
+def _any_hooks(tensors: Sequence[Tensor], fn: Callable) -> list[RemovableHandle]:
+    ran: weakref.WeakSet[engine.Walk] = weakref.WeakSet()
+    lock = threading.Lock()
+
+    def hook(grad: Tensor) -> None:
+        walk = engine.current_walk()
+        with lock:
+            if walk in ran:
+                return
+            ran.add(walk)
+        fn(grad)
+
+    return [t.register_hook(hook) for t in tensors]

@@ -93,12 +93,14 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     """Zero each element with probability p and scale the others by 1 / (1 - p); input itself if not training.
 
     Raises:
-        ValueError: p is not in [0, 1].
+        ValueError: p is not in [0, 1]. RuntimeError: the dtype is not floating.
     """
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not training or p == 0:
         return input
+    if not input.is_floating_point():
+        raise RuntimeError(f"result type Float can't be cast to the desired output type {input.dtype.legacy}")
     dropped = creation.dropout(input, p)
     return input.copy_(dropped) if inplace else dropped
 

@@ -8,7 +8,7 @@ from typing import Any
 from tgrad import modes
 from tgrad.dtypes import bfloat16, dtype, float16, float32, float64
 from tgrad.nn.calls import Calls, current_path
-from tgrad.nn.parameter import Buffer, Parameter, typename
+from tgrad.nn.parameter import Buffer, Parameter, clear_grad, typename
 from tgrad.nn.state import State
 from tgrad.tensor import Tensor
 
@@ -390,22 +390,9 @@ def indent(text: str) -> str:
     return "\n".join([first, *("  " + line if line.strip() else "" for line in rest)])
 
 
-def clear_grad(p: Tensor, set_to_none: bool) -> None:
-    """Drop p's gradient, or detach it and set it to zero in place."""
-    g = p._grad
-    if g is None or set_to_none:
-        p._grad = None
-        return
-    if g.node is not None:
-        g.detach_()
-    else:
-        g.requires_grad_(False)
-    g.zero_()
-
-
 def _set_data(t: Tensor, new: Tensor) -> None:
     """Let t, the same object with its version counter, stand for new's memory."""
     t.layout, t.storage, t.ptr = new.layout, new.storage, new.ptr
 
 
-__all__ = ["Module", "clear_grad", "current_path", "indent"]
+__all__ = ["Module", "current_path", "indent"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from tgrad import dtypes, modes
 from tgrad.ops import creation
-from tgrad.tensor import Tensor
+from tgrad.tensor import Tensor, make
 
 
 def typename(x: object) -> str:
@@ -24,9 +24,10 @@ def _over(cls: type, data: Tensor | None, name: str) -> Any:
     if not isinstance(data, Tensor):
         raise TypeError(f"{name}: expected data to be a Tensor, got {type(data).__name__}")
     t: Any = object.__new__(cls)
-    t.layout, t.storage, t.ptr, t.version = data.layout, data.storage, data.ptr, data.version
-    t._requires_grad = False
-    t.node = t._grad = t.alias = t.hooks = None
+    plain = make(data.layout, data.storage, data.ptr, data.version)
+    for slot in Tensor.__slots__:
+        if hasattr(plain, slot) and slot != "__weakref__":
+            setattr(t, slot, getattr(plain, slot))
     return t
 
 
@@ -80,4 +81,17 @@ class Buffer(Tensor):
         return copied
 
 
-__all__ = ["Buffer", "Parameter", "typename"]
+def clear_grad(p: Tensor, set_to_none: bool) -> None:
+    """Drop p's gradient, or detach it and set it to zero in place."""
+    g = p._grad
+    if g is None or set_to_none:
+        p._grad = None
+        return
+    if g.node is not None:
+        g.detach_()
+    else:
+        g.requires_grad_(False)
+    g.zero_()
+
+
+__all__ = ["Buffer", "Parameter", "clear_grad", "typename"]

@@ -124,7 +124,7 @@ def eye(
 # --- random
 # ------------------------------------------------------------------------------------------------------------
 def draw_into(t: Tensor, kind: str, a: float, b: float, generator: Generator | None = None) -> Tensor:
-    """Fill a contiguous t with draws: "uniform" in [a, a + b), or "normal" of mean a and deviation b."""
+    """Fill t, which has no gaps, with draws: "uniform" in [a, a + b), or "normal" of mean a and deviation b."""
     if not t.dtype.is_floating_point:
         raise RuntimeError(f"{kind} random numbers need a floating dtype, got {t.dtype!r}")
     if t.layout.device is not compute_device:
@@ -217,13 +217,13 @@ def full_like(
 
 
 def rand_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Uniform numbers in [0, 1) of x's shape and dtype."""
-    return rand(*x.shape, dtype=dtype or x.dtype, device=device, requires_grad=requires_grad)
+    """Uniform numbers in [0, 1) of x's shape, strides and dtype."""
+    return draw_into(_like(x, dtype, device, requires_grad), "uniform", 0, 1)
 
 
 def randn_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Normal numbers of x's shape and dtype."""
-    return randn(*x.shape, dtype=dtype or x.dtype, device=device, requires_grad=requires_grad)
+    """Normal numbers of x's shape, strides and dtype."""
+    return draw_into(_like(x, dtype, device, requires_grad), "normal", 0, 1)
 
 
 # --- from data

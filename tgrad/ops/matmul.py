@@ -16,7 +16,7 @@ from tgrad.layout import Layout, broadcast_shapes, broadcast_strides, collapse, 
 from tgrad.op import Kernel, Op
 from tgrad.ops import pointwise as p
 from tgrad.ops.reduce import reduce_launch, sum_op
-from tgrad.ops.views import fill_launch, reshape, squeeze_op, t_op, transpose_op, unsqueeze_op, view_op
+from tgrad.ops.views import fill_launch, owned, reshape, squeeze_op, t_op, transpose_op, unsqueeze_op, view_op
 from tgrad.tensor import Tensor
 
 # How float32 products are formed. Three tf32 products ("tf32x3") are as accurate as PyTorch's default, plain float32
@@ -148,12 +148,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     y = unsqueeze_op(b, dim=1) if right else b
     if y.ndim == 2 and x.ndim > 2:  # one product of tall matrices, not many small ones
         flat = reshape(x, (numel(x.shape[:-1]), x.shape[-1]))
-        out = view_op(mm_op(flat, y), shape=(*x.shape[:-1], y.shape[1]))
+        out = owned(view_op(mm_op(flat, y), shape=(*x.shape[:-1], y.shape[1])))
     else:
         out = mm_op(x, y) if x.ndim == y.ndim == 2 else bmm_op(x, y)
     if left:
-        out = squeeze_op(out, dims=(out.ndim - 2,))
-    return squeeze_op(out, dims=(out.ndim - 1,)) if right else out
+        out = owned(squeeze_op(out, dims=(out.ndim - 2,)))
+    return owned(squeeze_op(out, dims=(out.ndim - 1,))) if right else out
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
@@ -237,4 +237,4 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise RuntimeError("linear: input must have at least one dimension, got a 0-dimensional tensor")
     rows = numel(input.shape[:-1])
     out = linear_op(reshape(input, (rows, input.shape[-1])), weight, bias)
-    return view_op(out, shape=(*input.shape[:-1], weight.shape[0] if weight.ndim == 2 else 0))
+    return owned(view_op(out, shape=(*input.shape[:-1], weight.shape[0])))

@@ -138,7 +138,7 @@ def batch_norm(
             raise RuntimeError(f"{name} should contain {channels} elements not {t.numel()}")
     count = x.numel() // max(channels, 1)
     if training or running_mean is None or running_var is None:
-        if count <= 1:
+        if count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         out, mean, _, var = dispatch(batch_norm_op, (x, weight, bias, float(eps)))
         if running_mean is not None and running_var is not None:

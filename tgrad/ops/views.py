@@ -56,8 +56,14 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
     """As `view`, with a copy where there is no other way."""
     to = infer_size(_sizes(shape), x.numel())
     if view_strides(tuple(x.shape), x.stride(), to) is None:
-        x = contiguous_op(x)
+        return owned(view_op(contiguous_op(x), shape=to))
     return view_op(x, shape=to)
+
+
+def owned(x: Tensor) -> Tensor:
+    """x, a view of memory that nobody else holds, as a tensor that is no view: it may then be written in place."""
+    x.alias = None
+    return x
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -316,7 +322,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         elif isinstance(k, slice):
             out = _slice(out, dim, k)
             dim += 1
-        elif not isinstance(k, bool) and hasattr(k, "__index__") and not (isinstance(k, Tensor) and k.ndim):
+        elif not isinstance(k, bool) and hasattr(k, "__index__") and not getattr(k, "ndim", 0):
             out = select(out, dim, k.__index__())
         else:
             raise IndexError(

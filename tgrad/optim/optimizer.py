@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tgrad import dtypes, modes
-from tgrad.nn.module import clear_grad
-from tgrad.nn.parameter import typename
+from tgrad.nn.parameter import clear_grad, typename
 from tgrad.ops import creation
 from tgrad.tensor import Tensor
 

@@ -1,0 +1,150 @@
+"""What is demanded of compiled kernels, read off the compiler's own output: no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+# Bytes of shared memory that a block may have, with opt-in (CUDA C++ Programming Guide, compute capabilities).
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
+MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+
+# Forms that are not PyTorch's arithmetic: approximations, flushing of subnormal numbers, nan lost in max and min.
+FORBIDDEN = re.compile(
+    r"^\s*(?:@\S+\s+)?("
+    r"(?:max|min)(?:\.ftz)?(?:\.xorsign\.abs)?\.(?:f32|f16x2|f16|bf16x2|bf16)"
+    r"|(?:div|sqrt|rsqrt|rcp|ex2|lg2|sin|cos|tanh)\.(?:full|approx)[.\w]*"
+    r"|\w+(?:\.\w+)*\.ftz[.\w]*"
+    r")\s",
+    re.MULTILINE,
+)
+# libdevice's own uses of them. Each is a step of an algorithm whose result is accurate (CUDA Programming Guide: at most 2
+# ulp, pow 8), and PyTorch runs the same code: 2^x is taken of an argument reduced to [-1, 1], where the approximation has
+# 2 ulp and nothing is subnormal; a reciprocal is either refined by Newton's steps or of a number at least 1.
+_EXP = {"ex2.approx.ftz.f32", "ex2.approx.f32"}
+_RCP, _RCP64 = {"rcp.approx.ftz.f32"}, {"rcp.approx.ftz.f64"}
+ALLOWED: dict[str, set[str]] = {
+    "expf": _EXP, "expm1f": _EXP, "tanhf": _EXP | _RCP, "erff": _EXP, "powf": _EXP | _RCP,
+    "log": _RCP64, "log1p": _RCP64, "tanh": _EXP | _RCP64, "erf": _EXP, "pow": _RCP64,
+}  # fmt: skip
+# Stack that is no spill: reduction of large arguments by a table in memory (Payne and Hanek) in sine and cosine; float64
+# pow is a function call.
+STACK = {"sinf": 64, "cosf": 64, "sin": 64, "cos": 64, "pow": 64}
+
+
+def figures(compiled: Any) -> dict[str, Any]:
+    """The figures of a compiled kernel that the gates look at. Cached beside the kernel in Triton's cache."""
+    metadata = compiled.metadata
+    cubin = next(Path(p) for p in compiled.metadata_group.values() if str(p).endswith(".cubin"))
+    cache = cubin.with_suffix(f".figures-{VERSION}.json")
+    if cache.exists():
+        return json.loads(cache.read_text())
+    ptx, ttir = compiled.asm["ptx"], compiled.asm["ttir"]
+    found = {
+        "kernel": f"{compiled.src.fn.__module__}.{compiled.src.fn.__name__}",
+        "scalar": sorted({f.__name__ for p in compiled.src.constants.values() for f, _ in getattr(p, "steps", ())}),
+        "arch": metadata.target.arch, "warps": metadata.num_warps, "fusion": metadata.enable_fp_fusion, "shared": metadata.shared,
+        **usage(cubin), **read(ptx, ttir),
+    }  # fmt: skip
+    cache.write_text(json.dumps(found))
+    return found
+
+
+VERSION = 1  # of what `figures` returns
+
+
+def usage(cubin: Path) -> dict[str, int]:
+    """Registers and bytes of stack and local memory. Spilled registers live in the stack."""
+    from triton import knobs
+
+    text = subprocess.check_output([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)], text=True)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups())  # type: ignore[union-attr]
+    return {"registers": registers, "stack": stack, "local": local}
+
+
+def read(ptx: str, ttir: str) -> dict[str, Any]:
+    """What the program text says."""
+    return {
+        "libdevice": sorted(set(re.findall(r'symbol = "__nv_(\w+)"', ttir))),
+        "forbidden": dict(Counter(FORBIDDEN.findall(ptx))),
+        "max64": len(re.findall(r"\b(?:max|min)\.f64", ptx)),
+        "nan64": len(re.findall(r"\bsetp\.nan\.f64", ptx)),
+        "fma": len(re.findall(r"\bfma\.", ptx)),
+        "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx))),
+        "loads": dict(Counter(_width(m) for m in re.findall(r"\bld\.global(\S*)", ptx))),
+        "stores": dict(Counter(_width(m) for m in re.findall(r"\bst\.global(\S*)", ptx))),
+    }
+
+
+def _width(suffix: str) -> int:
+    """Bytes that one access moves, from the end of its name: `.v4.b32` is 16."""
+    vector = re.search(r"\.v(\d)", suffix)
+    bits = re.search(r"\.[bfsu](\d+)$", suffix)
+    return (int(vector.group(1)) if vector else 1) * int(bits.group(1)) // 8 if bits else 0
+
+
+# --- gates: each takes figures and returns what is wrong, or None ------------------------------------------------------
+def no_spills(f: dict[str, Any]) -> str | None:
+    """No register is spilled: no stack, but for what the functions in STACK use."""
+    allowed = max((STACK.get(name, 0) for name in f["libdevice"]), default=0)
+    if f["stack"] > allowed or f["local"] > 0:
+        return f"{f['stack']} bytes of stack, {f['local']} of local memory with {f['registers']} registers (allowed: {allowed})"
+    return None
+
+
+def shared_fits(f: dict[str, Any]) -> str | None:
+    """Shared memory is within what the chip gives a block."""
+    return f"{f['shared']} bytes of shared memory, the limit is {SHARED[f['arch']]}" if f["shared"] > SHARED[f["arch"]] else None
+
+
+def right_arithmetic(f: dict[str, Any]) -> str | None:
+    """No approximate, flushing or nan-losing instruction, but for those inside the libdevice functions that were called."""
+    allowed = set().union(*(ALLOWED.get(name, set()) for name in f["libdevice"]))
+    wrong = {form: n for form, n in f["forbidden"].items() if form not in allowed}
+    if wrong:
+        return f"forbidden instructions {wrong}"
+    if f["max64"] > f["nan64"]:
+        return f"{f['max64']} float64 maxima or minima, {f['nan64']} tests for nan: one is lost"
+    return None
+
+
+def not_contracted(f: dict[str, Any]) -> str | None:
+    """No a * b + c in one rounding where contraction is off; libdevice's functions use fma on purpose."""
+    if not f["fusion"] and f["fma"] and not f["libdevice"]:
+        return f"{f['fma']} fused multiply-adds"
+    return None
+
+
+def matrix_units(f: dict[str, Any]) -> str | None:
+    """A product runs on the chip's own matrix instructions."""
+    wanted = MATRIX[f["arch"]]
+    return None if wanted in f["matrix"] else f"no {wanted}, found {f['matrix']}"
+
+
+def any_matrix_units(f: dict[str, Any]) -> str | None:
+    """A product runs on matrix instructions of some generation."""
+    return None if f["matrix"] else "no matrix instruction"
+
+
+def widest(accesses: dict[str, int] | dict[int, int]) -> int:
+    return max(map(int, accesses), default=0)
+
+
+def wide_accesses(f: dict[str, Any]) -> str | None:
+    """Loads and stores move 16 bytes at a time; bools 8, as many elements as the others. Sine's table is read beside them."""
+    if widest(f["loads"]) < 16:
+        return f"loads of {f['loads']} bytes"
+    narrow = {k: n for k, n in f["loads"].items() if int(k) < 8}
+    if narrow and not {"sin", "cos", "sinf", "cosf"} & set(f["libdevice"]):
+        return f"loads of {narrow} bytes"
+    return f"stores of {f['stores']} bytes" if any(int(k) < 8 for k in f["stores"]) else None
+
+
+def element_accesses(f: dict[str, Any]) -> str | None:
+    """Loads and stores move one element of 4 bytes: what may lie anywhere must not be read 16 bytes at a time."""
+    both = {**f["loads"], **f["stores"]}
+    return f"accesses of {both} bytes to addresses that may be any" if widest(both) > 4 else None

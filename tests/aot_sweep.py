@@ -1,0 +1,303 @@
+"""Compiles tgrad's kernels for a GPU that is not there: `python -m tests.aot_sweep ARCH SHARD SHARDS REPORT.json`.
+
+Runs ops forward and backward with TGRAD_LAUNCH=compile:ARCH, which compiles each kernel and launches nothing, and
+reports what the compiler made of each: see aot_gates.figures. Kernels are cached by Triton, figures beside them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+import traceback
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+N = 65536  # divisible by 16, and enough for every thread of several programs
+
+
+class Program(NamedTuple):
+    """Something that launches kernels: `tags` say what is expected of them, `full` leaves it to the full sweep."""
+
+    label: str
+    run: Callable[[], Any]
+    tags: tuple[str, ...] = ()
+    full: bool = False
+
+
+# --- what is run -------------------------------------------------------------------------------------------------------
+def programs() -> Iterator[Program]:
+    """All programs. Values do not matter: nothing is computed."""
+    yield from table()
+    yield from dense()
+    yield from reductions()
+    yield from rows()
+    yield from products()
+    yield from made()
+    yield from wide()
+
+
+def pretended(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None, *, aligned: bool = True) -> Any:
+    """A tensor of any size that owns 16 bytes: good enough where nothing is launched."""
+    from tgrad.device import compute
+    from tgrad.layout import layout
+    from tgrad.storage import Storage
+    from tgrad.tensor import Version, make
+
+    storage = Storage(16, compute)
+    return make(layout(dtype, shape, strides, compute, aligned), storage, storage.ptr, Version())
+
+
+def backward(out: Any) -> None:
+    import tgrad
+
+    if out.requires_grad:
+        out.backward(tgrad.ones_like(out))
+
+
+def table() -> Iterator[Program]:
+    """The sample table, forward and backward: its common cases in float32, the first of them in the other dtypes.
+
+    float16 (bfloat16 but for its conversions), int32 and bool are for every fourth sample, and so is what the smaller
+    sweeps take: all programs together must compile in a minute or two.
+    """
+    import tgrad
+    from tests.samples import COMMON, SAMPLES
+
+    def run(sample: Any, case: Any, dtype: Any) -> Callable[[], Any]:
+        def both() -> None:
+            arguments = sample.build(case, dtype)[0]
+            try:
+                out = sample.ours(*arguments, **case.settings)
+            except RuntimeError:
+                if dtype.is_floating_point:
+                    raise
+                return  # not defined on integers, as test_ops.py holds
+            backward(out)
+
+        return both
+
+    for k, sample in enumerate(SAMPLES):
+        cases = [c for c in sample.cases if c.id in COMMON] or list(sample.cases[:1])
+        for i, case in enumerate(cases):
+            yield Program(f"{sample.id} {case.id} float32", run(sample, case, tgrad.float32), full=i > 0 or k % 4 > 0)
+        others = [tgrad.bfloat16, tgrad.float64] + [tgrad.float16] * (k % 4 == 0)
+        if sample.integers:
+            others += [tgrad.int64, tgrad.uint8] + [tgrad.int32, tgrad.bool] * (k % 4 == 1)
+        for dtype in others:
+            yield Program(f"{sample.id} {cases[0].id} {dtype.name}", run(sample, cases[0], dtype), full=True)
+
+
+def dense() -> Iterator[Program]:
+    """Every row of the op table over whole, aligned tensors: 16-byte accesses are expected of those that move 4 or 2 bytes."""
+    import tgrad
+    from tgrad.ops import pointwise as p
+
+    for name, row in p.TABLE.items():
+        for dtype in (tgrad.float32, tgrad.bfloat16):
+
+            def arguments(row: Any = row, dtype: Any = dtype, aligned: bool = True) -> list:
+                kinds = [tgrad.bool if n == "condition" else dtype for n in row.inputs]
+                return [pretended((N,), kind, aligned=aligned) for kind in kinds]
+
+            tags = ("dense", dtype.name)
+            yield Program(f"{name} dense {dtype.name}", lambda row=row, a=arguments: row(*a()), tags, full=dtype is tgrad.float32)
+    x = pretended((N,), tgrad.float32, aligned=False)
+    yield Program("exp unaligned", lambda: p.exp(x), ("unaligned",))
+    yield Program("add in place", lambda: pretended((N,), tgrad.float32).add_(2.0), ("dense", "float32"))
+
+
+def reductions() -> Iterator[Program]:
+    import tgrad
+
+    for dtype in (tgrad.float32, tgrad.bfloat16, tgrad.float64, tgrad.int64):
+        for dim in (0, 1, None):
+
+            def sums(dtype: Any = dtype, dim: Any = dim) -> None:
+                x = pretended((4096, 2048), dtype)
+                tgrad.sum(x, dim)
+                tgrad.amax(x, dim) if dim is not None else tgrad.amin(x)
+                if dtype.is_floating_point:
+                    tgrad.mean(x, dim)
+
+            yield Program(f"sum, mean, amax {dtype.name} {dim}", sums, full=dtype in (tgrad.float64, tgrad.int64))
+
+
+def rows() -> Iterator[Program]:
+    import tgrad
+    import tgrad.nn.functional as F
+
+    for dtype in (tgrad.float32, tgrad.bfloat16, tgrad.float64):
+        for shape, dim in (((512, 1000), 1), ((64, 50257), 1), ((1000, 512), 0), ((4096, 4), 1), ((64, 1), 1)):
+
+            def both(dtype: Any = dtype, shape: tuple = shape, dim: int = dim) -> None:
+                for function in (F.softmax, F.log_softmax):
+                    backward(function(pretended(shape, dtype).requires_grad_(), dim))
+
+            yield Program(f"softmax {dtype.name} {shape} {dim}", both, full=dtype is tgrad.float64)
+
+        def loss(dtype: Any = dtype) -> None:
+            for shape, reduction in (((512, 1000), "mean"), ((64, 50257), "sum"), ((37, 10), "none")):
+                target = tgrad.tensor(np.zeros(shape[0], np.int64))
+                backward(F.cross_entropy(pretended(shape, dtype).requires_grad_(), target, reduction=reduction))
+
+        yield Program(f"cross_entropy {dtype.name}", loss, full=dtype is tgrad.float64)
+
+
+def products() -> Iterator[Program]:
+    """Linear, forward (NT) and backward (NN, TN), and batched products."""
+    import tgrad
+    import tgrad.nn.functional as F
+
+    for dtype in (tgrad.bfloat16, tgrad.float16, tgrad.float32, tgrad.float64):
+        for m, n, k in ((4096, 4096, 1024), (1024, 256, 512), (256, 10, 64), (1, 4096, 1024), (333, 77, 55)):
+
+            def linear(dtype: Any = dtype, m: int = m, n: int = n, k: int = k) -> None:
+                x, w, b = (pretended(s, dtype).requires_grad_() for s in ((m, k), (n, k), (n,)))
+                backward(F.linear(x, w, b))
+
+            big = min(m, n, k) >= 256 and dtype is not tgrad.float64
+            full = dtype is tgrad.float16 or (m, n, k) == (333, 77, 55)
+            yield Program(f"linear {dtype.name} {(m, n, k)}", linear, ("product", dtype.name) if big else (), full)
+
+        def batched(dtype: Any = dtype) -> None:
+            a, b = (pretended((8, 512, 512), dtype).requires_grad_() for _ in range(2))
+            backward(a @ b)
+
+        yield Program(f"bmm {dtype.name}", batched, ("product", dtype.name) if dtype is not tgrad.float64 else ())
+
+    def ordinary() -> None:
+        tgrad.set_float32_matmul_precision("medium")
+        try:
+            pretended((1024, 512), tgrad.float32) @ pretended((512, 1024), tgrad.float32)
+        finally:
+            tgrad.set_float32_matmul_precision("highest")
+
+    yield Program("matmul tf32", ordinary, ("product", "float32"))
+
+
+def made() -> Iterator[Program]:
+    """What makes tensors, and what changes them beside ops: dropout, normalisation, optimisers."""
+    import tgrad
+    import tgrad.nn as nn
+
+    kinds = [tgrad.float32, tgrad.bfloat16, tgrad.float16, tgrad.float64]
+
+    def create() -> None:
+        for dtype in (*kinds, tgrad.int64, tgrad.int32, tgrad.uint8, tgrad.bool):
+            tgrad.full((N,), 1, dtype=dtype)
+            tgrad.eye(64, dtype=dtype)
+            if dtype is not tgrad.bool:
+                tgrad.arange(N, dtype=dtype)
+        tgrad.arange(0.0, 3.0, 0.5)
+        for dtype in kinds:
+            tgrad.rand(N, dtype=dtype)
+            tgrad.randn(N, dtype=dtype)
+
+    def model() -> None:
+        for dtype in (tgrad.float32, tgrad.bfloat16):
+            net = nn.Sequential(nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Dropout(0.5), nn.Linear(48, 16)).to(dtype)
+            out = net(pretended((128, 64), dtype))
+            nn.functional.mse_loss(out, pretended((128, 16), dtype)).backward()
+            for optimizer in (
+                tgrad.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
+                tgrad.optim.SGD(net.parameters(), lr=0.1),
+                tgrad.optim.AdamW(net.parameters(), lr=0.1),
+            ):
+                optimizer.step()
+                optimizer.step()
+            net.eval()(pretended((128, 64), dtype))
+
+    def again() -> None:
+        x = pretended((N,), tgrad.float32).requires_grad_()
+        (first,) = tgrad.autograd.grad((x.exp() * x.tanh()).sum(), x, create_graph=True)
+        tgrad.autograd.grad(first.sum(), x)
+
+    yield Program("creation", create)
+    yield Program("training", model)
+    yield Program("second derivative", again, full=True)
+
+
+def wide() -> Iterator[Program]:
+    """Offsets beyond 31 bits."""
+    import tgrad
+    import tgrad.nn.functional as F
+    from tgrad.ops import pointwise as p
+
+    far = 2**31 + 64
+
+    def everything() -> None:
+        p.exp(pretended((far,), tgrad.bfloat16))
+        tall = pretended((48, 64), tgrad.float32, (far, 1))
+        p.add(tall, pretended((64,), tgrad.float32))
+        tgrad.sum(pretended((far,), tgrad.float32))
+        tgrad.sum(tall, 1)
+        tgrad.amax(tall, 0)
+        for dim in (0, 1):
+            backward(F.softmax(pretended((48, 64), tgrad.float32, (far, 1)).requires_grad_(), dim))
+        logits = pretended((48, 64), tgrad.float32, (far, 1)).requires_grad_()
+        backward(F.cross_entropy(logits, tgrad.tensor(np.zeros(48, np.int64))))
+        tall @ pretended((64, 32), tgrad.float32)
+        pretended((3, 48, 64), tgrad.bfloat16, (far, 64, 1)) @ pretended((64, 32), tgrad.bfloat16)
+
+    yield Program("wide", everything)
+
+
+# --- running it --------------------------------------------------------------------------------------------------------
+def kernels() -> list[str]:
+    """The names of all kernels: the jitted functions of tgrad.kernels whose first parameters are pointers they store to."""
+    import tgrad.kernels
+    from triton.runtime import JITFunction
+
+    found = {}
+    for info in pkgutil.iter_modules(tgrad.kernels.__path__, "tgrad.kernels."):
+        if info.name.rpartition(".")[2].startswith("interpret"):
+            continue
+        for name, value in vars(importlib.import_module(info.name)).items():
+            if isinstance(value, JITFunction) and value.module == info.name and "tl.store" in value.src:
+                found[f"{info.name}.{name}"] = value
+    return sorted(found)
+
+
+def main(arch: str, shard: str, shards: str, report: str) -> None:
+    from tests import aot_gates
+    from tgrad.kernels import launch
+
+    used: list[Any] = []
+    compile = launch.compile
+
+    def watched(*args: Any) -> Any:
+        compiled = compile(*args)
+        used.append(compiled)
+        return compiled
+
+    launch.compile = watched  # type: ignore[assignment]
+    every = int(arch) == 90
+    found: dict[str, dict] = {}
+    failed: dict[str, str] = {}
+    for program in programs():
+        if program.full and not every:
+            continue
+        if zlib.crc32(program.label.encode()) % int(shards) != int(shard):
+            continue
+        used.clear()
+        try:
+            program.run()
+        except Exception:  # noqa: BLE001  reported: the others are still worth compiling
+            failed[program.label] = traceback.format_exc()
+        for compiled in used:
+            entry = found.setdefault(compiled.hash, {"labels": [], "tags": []})
+            entry["labels"].append(program.label)
+            entry["tags"] = sorted({*entry["tags"], *program.tags})
+            if "figures" not in entry:
+                entry["figures"] = aot_gates.figures(compiled)
+    Path(report).write_text(json.dumps({"arch": int(arch), "kernels": found, "failed": failed, "all": kernels()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

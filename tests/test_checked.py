@@ -1,0 +1,129 @@
+"""Kernels under observation: allocations filled with nan between margins of nan, and small tiles in checked launches.
+
+A kernel that leaves an element of its result out, or reads one that is not its operand's, gives nan in the first; one that
+reads or writes out of range, or whose programs race, is caught in the second.
+"""
+
+import pytest
+import torch
+
+import tgrad
+from tests.compare import TORCH, assert_close, assert_same, random
+from tests.samples import SAMPLES
+from tgrad import inplace
+from tgrad.device import compute
+from tgrad.kernels import creation, matmul, pointwise, reduce, softmax
+from tgrad.op import forget_plans
+from tgrad.ops import pointwise as p, views
+from tgrad.storage import guarded, ledger
+
+on_cpu = pytest.mark.skipif(compute.type == "cuda", reason="checked launches are the interpreter's")
+
+
+def observe(sample, case, dtype):
+    """Forward and backward of a case, compared with torch."""
+    ours, plain, wide = sample.build(case, dtype, requires_grad=sample.differentiable)
+    want = sample.ref(*wide, **case.settings)
+    got = sample.ours(*ours, **case.settings)
+    leaves = [t for t in ours if t.requires_grad]
+    grads = wanted = ()
+    if leaves:
+        g = torch.tensor(random("observed", sample.id).normal(size=want.shape)).to(TORCH[got.dtype]).double()
+        grads = tgrad.autograd.grad(got, leaves, tgrad.tensor(g.numpy(), dtype=got.dtype))
+        wanted = torch.autograd.grad(want, [t for t in wide if t.requires_grad], g)
+    if not want.dtype.is_floating_point:
+        return assert_same(got, want)
+    assert_close(got, want.detach(), length=case.length, factor=2 * sample.factor, scale=max(1, sample.scale))
+    for a, b in zip(grads, wanted, strict=True):
+        assert_close(a, b, length=case.length, factor=2 * sample.back_factor, scale=sample.back_scale, what="gradient")
+    return None
+
+
+def some(samples, size=600):
+    """All cases but the long ones, which take small tiles long."""
+    return [pytest.param(s, c, id=f"{s.id}-{c.id}") for s in samples for c in s.cases if c.length < size]
+
+
+@pytest.mark.parametrize("sample, case", [c for c in some(SAMPLES, 10_000) if c.values[1].id != "scalar"])
+def test_in_guarded_memory(sample, case):
+    with guarded():
+        observe(sample, case, tgrad.float64)
+
+
+# --- small tiles in checked launches ---------------------------------------------------------------------------------
+class Live:
+    """The address ranges of all storages made while it listens."""
+
+    def __init__(self):
+        self.spans = {}
+
+    def allocated(self, storage):
+        self.spans[storage.id] = (storage.ptr, storage.ptr + storage.nbytes)
+
+    def freed(self, storage):
+        self.spans.pop(storage.id, None)
+
+
+def forget():
+    """Nothing that was prepared for other tiles is used again."""
+    forget_plans()
+    creation.prepare_creation.cache_clear()
+    views.fill_launch.cache_clear()
+    inplace._updates.clear()
+
+
+@pytest.fixture(scope="module")
+def small_tiles():
+    """Blocks of a few elements, and reductions in two passes, so that every kernel runs in several programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pointwise, "tile", lambda n, widest: 16)
+        patch.setattr(creation, "tile", lambda n, widest: 16)
+        patch.setattr(reduce, "tile", lambda m, n, across: (4, 4))
+        patch.setattr(reduce, "chunks", lambda m, n, bm, bn: 2 if n > 2 * bn else 1)
+        patch.setattr(matmul, "tile", lambda m, n, k, itemsize: (4, 4, 4, 4, 1))
+        patch.setattr(softmax, "tile", lambda m, n: (2, 4))
+        forget()
+        yield
+    forget()
+
+
+@pytest.fixture
+def checked(small_tiles):
+    from tgrad.kernels import interpret
+
+    live = Live()
+    with ledger.subscribe(live), interpret.checked(lambda: live.spans.values()):
+        yield live
+
+
+@on_cpu
+@pytest.mark.parametrize("sample, case", some(SAMPLES))
+def test_checked_with_small_tiles(sample, case, checked):
+    observe(sample, case, tgrad.float64)
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [tgrad.float32, tgrad.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if not isinstance(s.op, p.Pointwise)], ids=lambda s: s.id)
+def test_checked_in_other_types(sample, dtype, checked):
+    ours, _, _ = sample.build(sample.cases[-1], dtype)
+    assert sample.ours(*ours, **sample.cases[-1].settings).dtype is not tgrad.float64
+
+
+@on_cpu
+def test_creation_checked(checked):
+    tgrad.manual_seed(1)
+    small = tgrad.rand(50).tolist(), tgrad.randn(50).tolist(), tgrad.arange(50).tolist(), tgrad.eye(7, 5).tolist()
+    assert small[2] == list(range(50)) and sum(map(sum, small[3])) == 5 and all(0 <= u < 1 for u in small[0])
+    x = tgrad.ones(50)
+    x[3:40:2].mul_(3)
+    assert x.sum().item() == 50 + 2 * 19
+
+
+@on_cpu
+def test_the_checks_check(checked):
+    """A layout that lies about its memory is caught."""
+    x = tgrad.zeros(40)
+    x.layout = tgrad.zeros(41).layout
+    with pytest.raises(IndexError, match="out of range"):
+        x + 1
