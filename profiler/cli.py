@@ -20,6 +20,7 @@ from tgrad.profiler.errors import ProfilerError, one_line
 if TYPE_CHECKING:
     from tgrad.profiler.api import Progress
     from tgrad.profiler.report import Report
+    from tgrad.profiler.tables import Column
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 
@@ -233,7 +234,7 @@ def show(report: Report) -> None:
     for name in report.workloads:
         console.print(Text(name, style="bold"), Text(report.about.get(name, ""), style="dim"))
         runs = [run for _, run in report.runs[report.runs["workload"] == name].iterrows()]
-        for part in _parts(columns, console.width):
+        for part in _parts(columns, runs, console.width):
             table = Table(show_edge=False, pad_edge=False, header_style="bold")
             table.add_column("mode", no_wrap=True)
             for c in part:
@@ -250,13 +251,26 @@ def show(report: Report) -> None:
         console.print()
 
 
-def _parts(columns: Sequence[Any], width: int) -> list[Sequence[Any]]:
-    """Bytes and times as one table, or as two where the terminal is narrow."""
+def _parts(columns: Sequence[Column], runs: Sequence[Any], width: int) -> list[list[Column]]:
+    """The columns as one table, or as several of at most `width` characters: bytes and times apart."""
     from tgrad.profiler import tables
 
-    if width >= 160:
-        return [columns]
-    return [tables.BYTES, [c for c in columns if c not in tables.BYTES]]
+    def wide(column: Column) -> int:
+        return 3 + max(len(column.heading), *(len(column.cell(run)[0]) for run in runs))
+
+    first = 1 + max(len("mode"), *(len(run["mode"]) for run in runs))
+    if first + sum(map(wide, columns)) <= width:
+        return [list(columns)]
+    parts: list[list[Column]] = []
+    for group in (tables.BYTES, [c for c in columns if c not in tables.BYTES]):
+        room = 0
+        for column in group:
+            if room < wide(column):
+                parts.append([])
+                room = width - first
+            parts[-1].append(column)
+            room -= wide(column)
+    return parts
 
 
 if __name__ == "__main__":

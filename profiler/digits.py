@@ -91,5 +91,5 @@ def train_digits(
         optimizer.step()
         losses.append(float(loss.item()))
     with tgrad.no_grad():
-        scores = model(tgrad.tensor(data.test_images)).numpy()
+        scores = model(tgrad.tensor(data.test_images)).cpu().numpy()
     return Training(tuple(losses), float((scores.argmax(1) == data.test_labels).mean()))

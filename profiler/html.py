@@ -103,7 +103,7 @@ def markdown(report: Report, figures: Figures) -> str:
     lines = ["# What each grad mode costs", ""]
     environment = report.environment
     if environment.get("is_interpreted"):
-        lines += [f"Timings: **{INTERPRETED}**. Bytes are exact on any machine.", ""]
+        lines += [f"Timings: **{INTERPRETED}**. The bytes that are kept do not depend on the machine.", ""]
     packages = environment.get("packages", {})
     lines += [
         f"tgrad {environment.get('tgrad')} on {environment.get('device')}, Python {environment.get('python')}, "

@@ -80,7 +80,7 @@ def small_tiles():
         patch.setattr(creation, "tile", lambda n, widest: 16)
         patch.setattr(reduce, "tile", lambda m, n, across: (4, 4))
         patch.setattr(reduce, "chunks", lambda m, n, bm, bn: 2 if n > 2 * bn else 1)
-        patch.setattr(matmul, "tile", lambda m, n, k, itemsize: (4, 4, 4, 4, 1))
+        patch.setattr(matmul, "tile", lambda m, n, k, itemsize: (8, 8, 8, 4, 1))
         patch.setattr(softmax, "tile", lambda m, n: (2, 4))
         forget()
         yield

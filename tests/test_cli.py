@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 
 import tgrad
 from tgrad.device import compute
-from tgrad.profiler import latency
-from tgrad.profiler.cli import main
+from tgrad.profiler import latency, profile, tables
+from tgrad.profiler.cli import main, show
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--width", "8", "--depth", "2", "--batch-size", "4", "--repeats", "1")
@@ -96,6 +97,20 @@ def test_a_profile_in_the_terminal(capsys):
     assert "grad keeps" in out and "no_grad and inference_mode keep 0 B" in out
     if compute.type == "cpu":
         assert "Triton interpreter on the CPU: not GPU performance" in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_tables_are_whole_in_any_terminal(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    report = profile("mlp", batch_size=4, width=8, depth=2, repeats=1)
+    show(report)
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "\u2026" not in text  # rich's mark of what it cut
+    for column in tables.columns(report.runs):
+        assert column.heading in text
 
 
 def test_json_alone_is_on_stdout(capsys):

@@ -118,6 +118,19 @@ def test_events_are_the_ledger(mode):
     assert ledger.live_bytes == before  # gradients and all are gone with the model
 
 
+def test_nothing_stays_live_when_a_workload_is_gone():
+    """Also of shapes never seen before, whose plans stay in the engine: a plan must not hold tensors."""
+    gc.collect()
+    before = ledger.live_bytes
+    norm = nn.Sequential(nn.Linear(19, 23), nn.BatchNorm1d(23), nn.GELU(), nn.Dropout(0.1), nn.Linear(23, 3))
+    workload = Workload("norm", norm, lambda: ((tgrad.randn(29, 19),), ()), lambda y: (y * y).mean())
+    for mode in MODES:
+        assert memory.measure(workload, mode, "id").figures["other_live_bytes"] == before
+    del workload, norm
+    gc.collect()
+    assert ledger.live_bytes == before
+
+
 def test_the_peak_is_the_ledgers():
     workload = mlp()
     memory.measure(workload, "no_grad", "id")  # plans are made

@@ -5,8 +5,11 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -348,3 +351,12 @@ def test_a_file_is_not_a_folder(report, no_plots, tmp_path):
 def test_an_unwritable_folder_is_named(report):
     with pytest.raises(ProfilerError, match="/proc/self.*cannot be written"):
         report.save("/proc/self/report")
+
+
+# --- importing -------------------------------------------------------------------------------------------------------
+def test_importing_the_profiler_is_light():
+    heavy = ("pandas", "matplotlib", "jinja2", "rich")
+    code = f"import sys, tgrad.profiler; print([m for m in {heavy} if m in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
+    assert done.stdout == "[]\n"

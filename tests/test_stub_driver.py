@@ -21,6 +21,7 @@ def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("stub") / "report.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TGRAD_LAUNCH": "driver", "PYTHONPATH": str(ROOT)}
+    environment.setdefault("TRITON_CACHE_DIR", str(ROOT / ".pytest_cache/aot/triton"))  # where test_aot.py's kernels are
     done = subprocess.run(
         [sys.executable, "-m", "tests.stub.cases", str(path)], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
     )

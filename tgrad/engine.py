@@ -28,7 +28,7 @@ _warned_create_graph = False
 class Part(NamedTuple):
     """The gradient of one of several results of a node."""
 
-    index: int
+    position: int
     gradient: Tensor
 
 
@@ -132,8 +132,8 @@ class Walk:
         if g.__class__ is Part:
             if have[1] is None:
                 have[1] = [None] * edge.rule.n_results
-            already = have[1][g.index]
-            have[1][g.index] = g.gradient if already is None else p.add(already, g.gradient)
+            already = have[1][g.position]
+            have[1][g.position] = g.gradient if already is None else p.add(already, g.gradient)
         elif have[1] is None:
             have[1] = g
         else:

@@ -86,6 +86,8 @@ class _Pick(Node):
 
     __slots__ = ("index",)
 
+    index: int
+
     def target(self) -> tuple[Node, int]:
         return self.edges[0], self.index
 
@@ -115,6 +117,9 @@ class _Result(Saved):
     """
 
     __slots__ = ("index", "key")
+
+    index: int
+    key: int
 
     def unpack(self, node: Node) -> Tensor:
         t = super().unpack(node)
@@ -227,8 +232,8 @@ class Function:
         returned = _forward(cls, ctx, args, kwargs)
         outputs = returned if isinstance(returned, tuple) else (returned,)
         recording = modes.current().record and any(ctx.needs_input_grad)
-        outputs = _finish(cls, ctx, args, outputs, recording)
-        return tuple(outputs) if isinstance(returned, tuple) else outputs[0]
+        results = _finish(cls, ctx, args, outputs, recording)
+        return tuple(results) if isinstance(returned, tuple) else results[0]
 
 
 def _forward(cls: type[Function], ctx: FunctionCtx, args: tuple, kwargs: dict) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tgrad import modes
 from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.layout import Layout
+from tgrad.storage import Storage
 from tgrad.tensor import Tensor, Version, make
 
 if TYPE_CHECKING:
@@ -42,13 +43,17 @@ class Saved:
                 "mode in computation tracked by autograd. To work around this, you can make a clone to get a normal "
                 "tensor and use it in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
             )
-        self.storage = t.storage
+        self.storage: Storage | None = t.storage
         self.layout: Layout = t.layout
         self.ptr = t.ptr
         self.version: Version = t.version
         self.expected = t.version.value
         self.edge: Any = _ITSELF if own else t.node or (t if t._requires_grad else None)
         self.name = name
+
+    def pinned(self) -> Storage | None:
+        """The memory it keeps alive, where that is known."""
+        return self.storage
 
     def check(self, node: Node) -> None:
         """Raise if it was modified in place since it was saved."""
@@ -77,6 +82,7 @@ class Saved:
             if edge.ptr == self.ptr and edge.layout is self.layout:
                 return edge
             edge = through(edge, self.layout)  # the leaf has other memory by now: what was saved is the old one
+        assert self.storage is not None
         t = make(self.layout, self.storage, self.ptr, self.version)
         t.node, t._requires_grad = edge, edge is not None
         return t
@@ -103,7 +109,11 @@ class Packed(Saved):
                 "open an issue if you need to perform in-place operations on the input to a pack hook."
             )
         self.unpack_hook = hooks[1]
-        self.storage = None  # type: ignore[assignment]  the hook decides what stays alive
+        self.storage = None  # the hook decides what stays alive
+
+    def pinned(self) -> Storage | None:
+        parts = self.packed if isinstance(self.packed, tuple) else (self.packed,)
+        return next((part.storage for part in parts if isinstance(part, Tensor)), None)
 
     def unpack(self, node: Node) -> Tensor:
         self.check(node)

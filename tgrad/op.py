@@ -63,6 +63,8 @@ class Rule:
 
     __slots__ = ("op", "wanted", "saves", "numbers")
 
+    n_results = 1  # more for custom Functions alone
+
     def __init__(
         self, op: Op, wanted: tuple[int, ...], saves: tuple[tuple[int, str], ...], numbers: tuple[int, ...]
     ) -> None:

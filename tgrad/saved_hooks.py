@@ -92,6 +92,7 @@ def allow_mutation_on_saved_tensors() -> Iterator[None]:
 
 def _copy_aside(saved: Saved) -> None:
     """Give a saved tensor memory of its own, in its strides."""
+    assert saved.storage is not None
     nbytes = saved.layout.extent * saved.layout.dtype.itemsize
     own = Storage(nbytes, saved.storage.device)
     if nbytes:

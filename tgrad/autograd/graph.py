@@ -40,7 +40,8 @@ class SavedRecord:
     Attributes:
         op: the node's op, as in its name ("Addmm", "Relu").
         argument: what the formula calls it ("input", "weight", "out").
-        storage_id, storage_bytes: of the memory it pins; two records may pin one storage.
+        storage_id, storage_bytes: of the memory it pins; two records may pin one storage. 0 where a pack
+            hook keeps something else.
         logical_bytes: elements times their size.
         is_leaf: whether it is a leaf that requires grad, such as a parameter.
         module: path of the nn.Module that was running, "" outside.
@@ -82,13 +83,14 @@ def nodes(*roots: Tensor) -> list[Node]:
 
 def _describe(node: Node, s: Saved) -> SavedRecord:
     at = node.origin or Origin("", "", 0, "")
+    storage = s.pinned()
     return SavedRecord(
         op=node.rule.op.grad_name,
         argument=s.name,
         shape=tuple(s.layout.shape),
         dtype=s.layout.dtype.name,
-        storage_id=s.storage.id,
-        storage_bytes=s.storage.nbytes,
+        storage_id=0 if storage is None else storage.id,
+        storage_bytes=0 if storage is None else storage.nbytes,
         logical_bytes=s.layout.nbytes,
         is_leaf=isinstance(s.edge, Tensor),
         module=at.module,
