@@ -33,7 +33,9 @@ def environment(seed: int | None = None, argv: Sequence[str] | None = None) -> d
         "device_facts": describe(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": git_state(),
-        "argv": list(sys.argv if argv is None else argv),
+        "argv": [
+            os.path.basename(word) if i == 0 else word for i, word in enumerate(sys.argv if argv is None else argv)
+        ],
         "seed": seed,
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("TGRAD_", "TRITON_"))},
     }

@@ -119,6 +119,8 @@ def markdown(report: Report, figures: Figures) -> str:
         for _, run in runs.iterrows():
             lines.append(f"| {run['mode']} | " + " | ".join(c.cell(run)[0] for c in columns) + " |")
         lines.append("")
+        if environment.get("is_interpreted"):
+            lines += [f"forward, backward and host us/op: {INTERPRETED}.", ""]
         for stem, says, _ in figures.get(name, []):
             lines += [f"![{says}](plots/{stem}.png)", ""]
     lines += ["## The columns", "", *(f"- {c.heading}: {c.meaning}." for c in columns), ""]

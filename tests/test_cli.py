@@ -141,6 +141,7 @@ def test_version_help_and_env(capsys):
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"tgrad", "python", "os", "cpu_count", "device", "packages", "git", "argv", "seed"} <= set(found)
+    assert "/" not in found["argv"][0]
     assert main([]) == 2
 
 

@@ -86,3 +86,8 @@ int = int32
 def is_tensor(x: object) -> _builtins.bool:
     """Whether x is a Tensor."""
     return isinstance(x, Tensor)
+
+
+def is_inference(x: Tensor) -> _builtins.bool:
+    """Whether x was made in inference mode."""
+    return x.is_inference()

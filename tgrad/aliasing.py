@@ -211,7 +211,10 @@ def _refusal(t: Tensor, what: str) -> str:
         return f"A view was created in no_grad mode and {what} with grad mode enabled. " + _CLARIFY.format("no_grad")
     if creation == INFERENCE:
         return f"A view was created in inference mode and {what} in normal mode. " + _CLARIFY.format("inference_mode")
-    start = f"Output {t.alias.output[1]} of {t.alias.output[0]} is a view and {what}. "
+    op, index = t.alias.output
+    if not op and t.node is not None:  # a view of such a view
+        op = t.node.rule.op.grad_name
+    start = f"Output {index} of {op} is a view and {what}. "
     if creation == MULTI_OUTPUT:
         return start + (
             "This view is the output of a function that returns multiple views. Such functions do not allow the "

@@ -51,6 +51,7 @@ class Walk:
     Attributes:
         capture: ids of the nodes and leaves whose gradient is asked for; None: all leaves accumulate.
         captured: those gradients, by id.
+        mode: the grad mode in which nodes and hooks run.
         needed: keys of the nodes that lead to a captured one; None: all.
         reached: keys of the nodes that run.
         leaves: by id, [leaf, gradient so far, whether it is ours alone, consumers that have not run].
@@ -58,6 +59,7 @@ class Walk:
 
     def __init__(self, retain_graph: bool, create_graph: bool, capture: set[int] | None, accumulate: bool) -> None:
         self.retain, self.create = retain_graph, create_graph
+        self.mode = modes.GRAD if create_graph else modes.NO_GRAD
         self.capture, self.accumulate = capture, accumulate
         self.captured: dict[int, Tensor] = {}
         self.needed: set[int] | None = None
@@ -69,7 +71,7 @@ class Walk:
     def run(self, roots: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Walk from `roots`, (tensor, gradient) pairs."""
         before = modes.current()
-        modes.set_mode(modes.GRAD if self.create else modes.NO_GRAD)
+        modes.set_mode(self.mode)
         _walks.running.append(self)
         try:
             self._survey([t for t, _ in roots])
@@ -146,6 +148,8 @@ class Walk:
         return p.add(a, b), True
 
     def _visit(self, key: int) -> None:
+        if modes.current() is not self.mode:  # left behind by the user's own backward or hook
+            modes.set_mode(self.mode)
         node, g, _ = self.pending.pop(key)  # here, so that nobody else holds g while the node runs
         if node.hooks:
             g = run_tensor_hooks(node.hooks, g)
@@ -188,6 +192,8 @@ class Walk:
         if waiting or g is None:
             return
         entry[1] = None
+        if modes.current() is not self.mode:
+            modes.set_mode(self.mode)
         if not leaf._requires_grad:  # switched off since the forward
             return
         if leaf.hooks is not None and leaf.hooks.tensor:

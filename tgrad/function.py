@@ -272,8 +272,7 @@ def _finish(cls: type[Function], ctx: FunctionCtx, args: tuple, outputs: tuple, 
     for t in ctx._dirty:
         if recording and t._requires_grad and t.node is None and t.alias is None:
             raise RuntimeError("a leaf Variable that requires grad has been used in an in-place operation.")
-        if t.version is not None:
-            t.version.value += 1
+        graph.count_write(t.version, f"{cls.__name__}.apply")
     results = [_as_view(o) if isinstance(o, Tensor) and id(o) in inputs and id(o) not in dirty else o for o in outputs]
     if not recording:
         return results

@@ -24,6 +24,18 @@ PackHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 # The (pack, unpack) hooks in force in this thread, innermost last.
 pack_hooks: ContextVar[tuple[PackHooks, ...]] = ContextVar("tgrad_pack_hooks", default=())
 
+# Whether anomaly mode is on.
+anomaly = False
+
+_HINT_OFF = (
+    "Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
+    "torch.autograd.set_detect_anomaly(True)."
+)
+_HINT_ON = (
+    "Hint: the backtrace further above shows the operation that failed to compute its gradient. The variable in "
+    "question was changed in there or anywhere later. Good luck!"
+)
+
 _ITSELF = object()  # the history of a saved result: the node that saved it
 
 
@@ -62,13 +74,19 @@ class Saved:
             maker = node if self.edge is _ITSELF else self.edge
             made = f", which is output 0 of {maker.name()}," if isinstance(maker, Node) else ""
             where = f", recorded {node.origin}" if node.origin else ""
+            hint = _HINT_ON if anomaly else _HINT_OFF
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"[{kind}.{self.layout.dtype.legacy}Tensor {list(self.layout.shape)}]{made} is at version "
                 f"{self.version.value}; expected version {self.expected} instead. It is the '{self.name}' that "
-                f"{node.name()}{where}, saved. Hint: enable anomaly detection to find the operation that failed to "
-                "compute its gradient, with torch.autograd.set_detect_anomaly(True)."
+                f"{node.name()}{where}, saved. {self._written()}{hint}"
             )
+
+    def _written(self) -> str:
+        """Where the last known write to it was made."""
+        at, op, origin = getattr(self.version, "written", (0, "", None))
+        last = "last " if at == self.version.value else ""
+        return f"It was {last}written by {op} {origin}. " if at > self.expected else ""
 
     def unpack(self, node: Node) -> Tensor:
         """The tensor, with its history.
@@ -288,8 +306,16 @@ def accumulator(leaf: Tensor) -> AccumulateGrad:
 # Told of each saved tensor, while somebody listens.
 on_save: Callable[[Saved], None] | None = None
 
-# Finds the Origin of the op being recorded, while somebody listens.
+# Finds the Origin of the op being recorded, or of a write in place, while somebody listens.
 find_origin: Callable[[], Origin] | None = None
+
+
+def count_write(version: Version | None, op: str) -> None:
+    """Count a write in place, and remember where it was made while somebody listens."""
+    if version is not None:
+        version.value += 1
+        if find_origin is not None:
+            version.written = (version.value, op, find_origin())
 
 
 def save(t: Tensor, name: str, own: bool) -> Saved:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tgrad import dispatch as path, dtypes
+from tgrad import dispatch as path, dtypes, graph
 from tgrad.aliasing import rebase, record_over, refresh, refuse_tracked_write, wants_grad
 from tgrad.dtypes import can_cast
 from tgrad.expression import Expression
@@ -45,8 +45,7 @@ def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
         before_write(target)
     before = [_as_it_was(a, target, plan, args) for a in args] if recording else args
     plan.launch(target.ptr, *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))  # type: ignore[misc]
-    if target.version is not None:
-        target.version.value += 1
+    graph.count_write(target.version, f"{op.name}_")
     if recording:
         _record(op, plan, before, target)
     if path.observer is not None:
@@ -194,8 +193,7 @@ def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[A
         path.observer.begin(name)
     launch(*[t.ptr for t in targets], *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))
     for t in targets:
-        if t.version is not None:
-            t.version.value += 1
+        graph.count_write(t.version, name)
     if path.observer is not None:
         path.observer.end(name)
 

@@ -6,11 +6,12 @@ into one another, and a read costs nanoseconds. `dispatch` alone reads it.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any
+
+from tgrad.decorators import decorate
 
 
 class Mode:
@@ -52,64 +53,41 @@ def _with_grad(enabled: bool) -> Mode:
 
 
 class _ModeContext:
-    """A context manager and decorator; one object may be entered again while it is entered."""
+    """A context manager and decorator.
+
+    One object may be entered again while it is entered, and in several threads: it keeps a stack for each.
+    """
 
     def __init__(self) -> None:
-        self._before: list[Mode] = []
+        self._before: dict[int, list[Mode]] = {}
 
     def _target(self) -> Mode:
         raise NotImplementedError
 
-    def _fresh(self) -> _ModeContext:
+    def clone(self) -> _ModeContext:
+        """A context for the same mode; a decorated function makes one at each call."""
         return type(self)()
 
     def __enter__(self) -> None:
-        self._before.append(current())
+        self._push(current())
         set_mode(self._target())
 
     def __exit__(self, *exception: object) -> None:
-        set_mode(self._before.pop())
+        set_mode(self._pop())
+
+    def _push(self, mode: Mode) -> None:
+        self._before.setdefault(get_ident(), []).append(mode)
+
+    def _pop(self) -> Mode:
+        thread = get_ident()
+        stack = self._before[thread]
+        mode = stack.pop()
+        if not stack:
+            del self._before[thread]
+        return mode
 
     def __call__(self, function: Callable) -> Callable:
-        return _decorate(function, self._fresh)
-
-
-def _decorate(function: Any, fresh: Callable[[], _ModeContext]) -> Callable:
-    """`function` run in a context of its own at each call; a generator, at each resumption."""
-    if inspect.isgeneratorfunction(function):
-        return _decorate_generator(function, fresh)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with fresh():
-            return function(*args, **kwargs)
-
-    return functools.wraps(function)(call) if callable(function) else call
-
-
-def _decorate_generator(function: Any, fresh: Callable[[], _ModeContext]) -> Callable:
-    @functools.wraps(function)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        generator = function(*args, **kwargs)
-        try:
-            with fresh():
-                value = generator.send(None)
-            while True:
-                try:
-                    got = yield value
-                except GeneratorExit:
-                    with fresh():
-                        generator.close()
-                    raise
-                except BaseException as error:
-                    with fresh():
-                        value = generator.throw(error)
-                else:
-                    with fresh():
-                        value = generator.send(got)
-        except StopIteration as stop:
-            return stop.value
-
-    return generate
+        return decorate(function, self.clone)
 
 
 class _NoParentheses(_ModeContext):
@@ -118,9 +96,9 @@ class _NoParentheses(_ModeContext):
     def __new__(cls, function: Callable | None = None) -> Any:
         if function is None:
             return super().__new__(cls)
-        return _decorate(function, cls)
+        return decorate(function, cls)
 
-    def __init__(self, function: Callable | None = None) -> None:
+    def __init__(self) -> None:  # of an object: a decorated function is none
         super().__init__()
 
 
@@ -132,14 +110,16 @@ class no_grad(_NoParentheses):
 
 
 class enable_grad(_NoParentheses):
-    """Turn recording on, also inside `no_grad`."""
+    """Turn recording on, also inside `no_grad`. In inference mode, results stay inference tensors without a graph."""
 
     def _target(self) -> Mode:
         return _with_grad(True)
 
 
 class set_grad_enabled(_ModeContext):
-    """Turn recording on or off. Acts at once when called; as a context manager, until the block's end.
+    """Turn recording on or off. Acts at once; as a context manager, its exit restores what was before construction.
+
+    As a decorator it acts in the function alone.
 
     Raises:
         TypeError: mode is not a bool.
@@ -156,16 +136,19 @@ class set_grad_enabled(_ModeContext):
     def _target(self) -> Mode:
         return _with_grad(self.mode)
 
-    def _fresh(self) -> _ModeContext:
+    def clone(self) -> _ModeContext:
         return enable_grad() if self.mode else no_grad()
 
     def __enter__(self) -> None:
-        self._before.append(self._at_construction)
+        self._push(current() if get_ident() in self._before else self._at_construction)
         set_mode(self._target())
 
+    def __exit__(self, *exception: object) -> None:
+        set_mode(_with_grad(self._pop().grad))
+
     def __call__(self, function: Callable) -> Callable:
-        set_mode(self._at_construction)  # decorating is not calling: the mode is as it was
-        return super().__call__(function)
+        set_mode(_with_grad(self._at_construction.grad))  # decorating is not calling: the mode is as it was
+        return decorate(function, self.clone)
 
     def __repr__(self) -> str:
         return f"torch.autograd.grad_mode.set_grad_enabled(mode={self.mode})"
@@ -177,7 +160,7 @@ class inference_mode(_ModeContext):
     def __new__(cls, mode: bool | Callable = True) -> Any:
         if isinstance(mode, bool):
             return super().__new__(cls)
-        return _decorate(mode, cls)
+        return decorate(mode, cls)
 
     def __init__(self, mode: bool = True) -> None:
         super().__init__()
@@ -186,5 +169,5 @@ class inference_mode(_ModeContext):
     def _target(self) -> Mode:
         return INFERENCE if self.mode else GRAD
 
-    def _fresh(self) -> _ModeContext:
+    def clone(self) -> _ModeContext:
         return inference_mode(self.mode)

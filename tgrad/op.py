@@ -337,6 +337,7 @@ class Kernel(Op):
                 known[f"{name}_shape"], known[f"{name}_strides"] = tuple(a.layout.shape), a.layout.strides
                 known[f"{name}_dtype"] = a.layout.dtype
         names = (*self.inputs, *self.results)
+        absent = [a is None for a in args]  # the plan outlives the arguments: it must not hold them
 
         def rule(mask: int) -> Rule | None:
             wanted = [i for i in range(n) if mask >> i & 1 and self.inputs[i] in self.formulas]
@@ -344,7 +345,7 @@ class Kernel(Op):
                 return None
             needed = sorted({names.index(p) for i in wanted for p in self.needs[self.inputs[i]]})
             tensors = [k for k in needed if k >= n or kinds[k]]
-            numbers = [k for k in needed if k < n and not kinds[k] and args[k] is not None]
+            numbers = [k for k in needed if k < n and not kinds[k] and not absent[k]]
             rule = FormulaRule(self, tuple(wanted), tuple((k, names[k]) for k in tensors), tuple(numbers))
             rule.names = tuple(names[k] for k in [*tensors, *numbers])
             rule.calls = []

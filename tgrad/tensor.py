@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 
 class Version:
-    """How often a storage was written in place; one object shared by a tensor, its views and its `detach()`."""
+    """How often a storage was written in place; one object shared by a tensor, its views and its `detach()`.
 
-    __slots__ = ("value",)
+    Attributes:
+        written: (value after it, op, Origin) of the last write made while somebody listens; unset before.
+    """
+
+    __slots__ = ("value", "written")
 
     value: int
+    written: tuple[int, str, Any]
 
     def __init__(self) -> None:
         self.value = 0

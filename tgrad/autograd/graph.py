@@ -150,7 +150,7 @@ def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
     for t in (tensor,) if isinstance(tensor, Tensor) else tensor:
         if t.version is None:
             raise RuntimeError("Inference tensors do not track version counter.")
-        t.version.value += 1
+        _graph.count_write(t.version, "increment_version")
 
 
 def register_multi_grad_hook(

@@ -27,9 +27,13 @@ def _new(shape: Sequence[int], kind: dtype | None, where: Any, requires_grad: bo
         raise RuntimeError(f"Trying to create tensor with negative dimension {min(shape)}: {list(shape)}")
     kind = dtypes.get_default_dtype() if kind is None else _checked_dtype(kind)
     t = empty_tensor(layout(kind, shape, None, resolve(where)), modes.current().inference)
-    if requires_grad:
-        t.requires_grad_()
-    return t
+    return _tracked(t) if requires_grad else t
+
+
+def _tracked(t: Tensor) -> Tensor:
+    if not t.dtype.is_floating_point:
+        raise RuntimeError("Only Tensors of floating point and complex dtype can require gradients")
+    return t.requires_grad_()
 
 
 def _checked_dtype(kind: Any) -> dtype:
@@ -189,9 +193,7 @@ def _like(x: Tensor, kind: dtype | None, where: Any, requires_grad: bool) -> Ten
     strides = x.layout.strides if gapless and not x.layout.contiguous else None
     to = layout(kind or x.dtype, tuple(x.shape), strides, x.device if where is None else resolve(where))
     t = empty_tensor(to, modes.current().inference)
-    if requires_grad:
-        t.requires_grad_()
-    return t
+    return _tracked(t) if requires_grad else t
 
 
 def empty_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -287,7 +289,7 @@ def tensor(data: Any, *, dtype: dtype | None = None, device: Any = None, require
             stacklevel=2,
         )
         copied = data.detach().to(device=device, dtype=dtype, copy=True)
-        return copied.requires_grad_() if requires_grad else copied
+        return _tracked(copied) if requires_grad else copied
     array = _array(data)
     if dtype is not None:
         kind = _checked_dtype(dtype)
@@ -300,7 +302,7 @@ def tensor(data: Any, *, dtype: dtype | None = None, device: Any = None, require
     t = _new(array.shape, kind, device, False)
     if array.size:
         t.storage.write(encode(array, kind))
-    return t.requires_grad_() if requires_grad else t
+    return _tracked(t) if requires_grad else t
 
 
 def _of_numpy(array: np.ndarray) -> dtype:

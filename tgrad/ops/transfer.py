@@ -67,7 +67,6 @@ def copy_into(target: Tensor, source: Any) -> Tensor:
     if target.device is not compute:
         refuse(target, modes.current(), False)
         target._array()[...] = encode(source._values() if isinstance(source, Tensor) else source, target.dtype)
-        if target.version is not None:
-            target.version.value += 1
+        count_write(target.version, "copy_")
         return target
     return write(p.copy, target, (source,))
