@@ -12,10 +12,10 @@ NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint gpu wheel clean
+.PHONY: help report test lint gpu bench-host wheel clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PYTHON (python3), ARGS (more arguments for report, test or gpu), JOBS (processes of test), OUT (of gpu)'
 
 report: $(READY)  ## profile three models in three grad modes, on a GPU or the CPU: reports/latest/
@@ -29,16 +29,22 @@ lint: $(READY)  ## ruff and mypy
 	@$(BIN)/python -m mypy
 
 # The machine with the GPU may have other versions than constraints.txt: there a warning is not a failure (-W default).
+# Several processes, where there is xdist: most of the time goes into compiling a thousand kernels.
 # Both parts always run, and together stay under nine minutes; the benchmarks' table is the last thing printed.
 gpu:  ## on a CUDA machine, with the python3 there: the GPU tests, then the benchmarks: reports/gpu/
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 		{ echo 'make gpu: $(PYTHON) has no torch that sees a CUDA device' >&2; exit 3; }
 	@export PYTHONPATH=. PYTHONUNBUFFERED=1; failed=0; \
-	timeout -k 10 230 $(PYTHON) -m pytest tests -m gpu -p no:xdist -p no:cacheprovider -W default -q --tb=short $(ARGS) \
+	jobs=$$($(PYTHON) -c 'import os, xdist; print("-n", min(8, os.cpu_count() or 1))' 2>/dev/null); \
+	timeout -k 10 230 $(PYTHON) -m pytest tests -m gpu $$jobs -p no:cacheprovider -W default -q --tb=short --maxfail 50 \
+		--junitxml="$(OUT)/tests.xml" $(ARGS) \
 		|| { failed=$$?; echo "make gpu: the tests failed (exit $$failed); the benchmarks run all the same" >&2; }; \
 	timeout -k 10 270 $(PYTHON) -m tests.benchmarks.gpu --out "$(OUT)" \
 		|| { failed=$$?; echo "make gpu: the benchmarks failed (exit $$failed)" >&2; }; \
 	exit $$failed
+
+bench-host: $(READY)  ## host time of an op beside PyTorch's CPU dispatch, over a stub driver (needs gcc)
+	@$(ONE_THREAD) PYTHONPATH=. $(BIN)/python -m tests.benchmarks.host $(ARGS)
 
 wheel: $(READY)  ## build sdist and wheel into dist/, install the wheel in an empty folder and try it
 	@rm -rf build dist

@@ -78,7 +78,7 @@ KERNELS = {"arange": arange, "eye": eye, "uniform": uniform, "normal": normal, "
 
 @functools.lru_cache(maxsize=1024)
 def prepare_creation(
-    name: str, out: str, pointers: tuple[str, ...], scalars: tuple[str, ...], n: int, *sizes: int
+    name: str, out: str, pointers: tuple[str, ...], scalars: tuple[str, ...], n: int, *sizes: int, aligned: bool = True
 ) -> Launch:
     """A launch of one of KERNELS over `n` elements; takes the addresses of the result and the operands, then the
     scalars.
@@ -86,7 +86,9 @@ def prepare_creation(
     Args:
         out: Triton type of the result; `pointers`: of the operands; `scalars`: of the run-time numbers.
         sizes: further fixed sizes (`eye`: columns).
+        aligned: whether every address is a multiple of 16.
     """
     block = min(tile(n, 4), 1 << 16)
     runtime = ("*" + out, *("*" + t for t in pointers), *scalars)
-    return prepare(KERNELS[name], (triton.cdiv(n, block),), runtime, (n, *sizes), {"TYPE": TYPES[out], "BLOCK": block})
+    constexprs = {"TYPE": TYPES[out], "BLOCK": block}
+    return prepare(KERNELS[name], (triton.cdiv(n, block),), runtime, (n, *sizes), constexprs, aligned=aligned)

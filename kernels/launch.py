@@ -126,8 +126,8 @@ def compile(
     with _compiling:
         if key not in _compiled:
             source = signature(kernel, runtime, fixed, constexprs, aligned)
-            # enable_reflect_ftz: by default libdevice's float32 functions flush subnormal numbers to zero; PyTorch's do not.
-            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract, "enable_reflect_ftz": False}
+            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract}
+            options["enable_reflect_ftz"] = False  # or libdevice's float32 functions flush subnormals, unlike PyTorch's
             _compiled[key] = triton.compile(source, target=target, options=options)
         return _compiled[key]
 

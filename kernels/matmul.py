@@ -23,11 +23,8 @@ def matmul(
     """
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
-    tile = tl.program_id(0)
-    which = 0
-    if BATCH > 0:  # in the grid's first dimension with the tiles: the others end at 65,535
-        which = tile // (tiles_m * tiles_n)
-        tile = tile % (tiles_m * tiles_n)
+    which = tl.program_id(0) // (tiles_m * tiles_n)  # in one dimension with the tiles: the grid's others end at 65,535
+    tile = tl.program_id(0) % (tiles_m * tiles_n)
     group = tile // (GROUP * tiles_n)
     first = group * GROUP
     height = tl.minimum(tiles_m - first, GROUP)
@@ -37,10 +34,8 @@ def matmul(
     n = tile_n * BN + tl.arange(0, BN)
     k0 = tl.arange(0, BK)
     if WIDE:
-        m, n, k0 = m.to(tl.int64), n.to(tl.int64), k0.to(tl.int64)
+        m, n, k0, which = m.to(tl.int64), n.to(tl.int64), k0.to(tl.int64), which.to(tl.int64)
     if BATCH > 0:
-        if WIDE:
-            which = which.to(tl.int64)
         where = coordinates(which, batch_shape, BATCH)
         a += offset(where, batch_strides[0], BATCH)
         b += offset(where, batch_strides[1], BATCH)

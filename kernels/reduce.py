@@ -9,24 +9,15 @@ import triton.language as tl
 from tgrad.kernels.launch import INTERPRET, Launch, prepare, strides
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, Program, run
+from tgrad.kernels.scalar import maximum, minimum
 
 if INTERPRET:
     from tgrad.kernels.interpret import register_reduce
 
 
-@triton.jit
-def max_nan(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def min_nan(a, b):
-    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
 if INTERPRET:
-    register_reduce(max_nan, lambda x, axis: np.max(x, axis=axis))
-    register_reduce(min_nan, lambda x, axis: np.min(x, axis=axis))
+    register_reduce(maximum, lambda x, axis: np.max(x, axis=axis))
+    register_reduce(minimum, lambda x, axis: np.min(x, axis=axis))
 
 
 @triton.jit
@@ -34,9 +25,9 @@ def combine(a, b, KIND: tl.constexpr):
     if KIND == "sum":
         c = a + b
     elif KIND == "max":
-        c = max_nan(a, b)
+        c = maximum(a, b)
     else:
-        c = min_nan(a, b)
+        c = minimum(a, b)
     return c
 
 
@@ -46,9 +37,9 @@ def fold(x, AXIS: tl.constexpr, KIND: tl.constexpr):
     if KIND == "sum":
         y = tl.sum(x, AXIS)
     elif KIND == "max":
-        y = tl.reduce(x, AXIS, max_nan)
+        y = tl.reduce(x, AXIS, maximum)
     else:
-        y = tl.reduce(x, AXIS, min_nan)
+        y = tl.reduce(x, AXIS, minimum)
     return y
 
 

@@ -13,7 +13,7 @@ from tgrad.kernels import libm
 from tgrad.kernels.launch import INTERPRET, Launch, Static, prepare, strides
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES
-from tgrad.kernels.reduce import max_nan
+from tgrad.kernels.scalar import maximum
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def log_sum_exp(x, rows, valid, stride, N, TYPE: tl.constexpr, BM: tl.constexpr,
         n = (start + tl.arange(0, BN)).to(rows.dtype)  # as wide as offsets are
         mask = valid[:, None] & (n[None, :] < N)
         v = tl.load(x + (rows[:, None] + n[None, :] * stride), mask=mask, other=float("-inf")).to(TYPE)
-        new = tl.maximum(top, tl.reduce(v, 1, max_nan), propagate_nan=tl.PropagateNan.ALL)
+        new = tl.maximum(top, tl.reduce(v, 1, maximum), propagate_nan=tl.PropagateNan.ALL)
         safe = tl.where(new == float("-inf"), 0.0, new)  # a row of -inf so far: exp(-inf - 0), not exp(-inf + inf)
         total = total * libm.exp(top - safe) + tl.sum(libm.exp(v - safe[:, None]), 1)
         top = new

@@ -1,4 +1,4 @@
-"""Kernels that break each gate, and figures of them: `python -m tests.aot_bad REPORT.json`. Gates that cannot fail hold nothing."""
+"""Kernels that break the gates, since gates that cannot fail hold nothing: `python -m tests.aot_bad REPORT.json`."""
 
 from __future__ import annotations
 
@@ -53,20 +53,25 @@ def product(out, a, b, BLOCK: tl.constexpr):
     tl.store(out + i * BLOCK + j, tl.dot(x, y, input_precision="ieee"))
 
 
-def build(kernel: Any, kind: str = "*fp32", block: int = 1024, *, aligned: bool = True, arch: int = 90, **options: Any) -> dict[str, Any]:
+def build(
+    kernel: Any, kind: str = "*fp32", block: int = 1024, *, aligned: bool = True, arch: int = 90, **options: Any
+) -> dict[str, Any]:
     """Figures of `kernel(out, a, b, BLOCK)`."""
     source = ASTSource(
         fn=kernel, signature={"out": kind, "a": kind, "b": kind, "BLOCK": "constexpr"}, constexprs={"BLOCK": block},
         attrs={(i,): [["tt.divisibility", 16]] for i in range(3)} if aligned else {},
     )  # fmt: skip
-    return figures(triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"enable_reflect_ftz": False, **options}))
+    return figures(
+        triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"enable_reflect_ftz": False, **options})
+    )
 
 
 def main(report: str) -> None:
     found = {
         "cheap_exp": build(cheap_exp), "cheap_div": build(cheap_div), "cheap_sqrt": build(cheap_sqrt),
         "nan_lost": build(nan_lost), "nan_lost_64": build(nan_lost, "*fp64"),
-        "contracted": build(contracted) | {"fusion": False}, "not_contracted": build(contracted, enable_fp_fusion=False),
+        "contracted": build(contracted) | {"fusion": False},
+        "not_contracted": build(contracted, enable_fp_fusion=False),
         "no_matrix": build(product, block=32), "spilled": build(product, block=128, num_warps=4),
         "unaligned": build(contracted, aligned=False), "aligned": build(contracted),
     }  # fmt: skip

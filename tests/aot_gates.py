@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,22 +24,23 @@ FORBIDDEN = re.compile(
     r")\s",
     re.MULTILINE,
 )
-# libdevice's own uses of them. Each is a step of an algorithm whose result is accurate (CUDA Programming Guide: at most 2
-# ulp, pow 8), and PyTorch runs the same code: 2^x is taken of an argument reduced to [-1, 1], where the approximation has
-# 2 ulp and nothing is subnormal; a reciprocal is either refined by Newton's steps or of a number at least 1.
+# libdevice's own uses of them. Each is a step of an algorithm whose result is accurate (CUDA Programming Guide: at most
+# 2 ulp, pow 8), and PyTorch runs the same code: 2^x is taken of an argument reduced to [-1, 1], where the approximation
+# has 2 ulp and nothing is subnormal; a reciprocal is either refined by Newton's steps or of a number at least 1.
 _EXP = {"ex2.approx.ftz.f32", "ex2.approx.f32"}
 _RCP, _RCP64 = {"rcp.approx.ftz.f32"}, {"rcp.approx.ftz.f64"}
 ALLOWED: dict[str, set[str]] = {
     "expf": _EXP, "expm1f": _EXP, "tanhf": _EXP | _RCP, "erff": _EXP, "powf": _EXP | _RCP,
     "log": _RCP64, "log1p": _RCP64, "tanh": _EXP | _RCP64, "erf": _EXP, "pow": _RCP64,
 }  # fmt: skip
-# Bytes of stack that are no sign of a tile too large. Sine and cosine reduce large arguments with a table in memory (Payne
-# and Hanek); float64 division is a function call, around which a register may be saved, and so is float64 pow; ptxas keeps
-# up to three addresses of a float64 product in memory at 64 to 80 of 255 registers, which is its own choice.
+# Bytes of stack that are no sign of a tile too large. Sine and cosine reduce large arguments with a table in memory
+# (Payne and Hanek); float64 division is a function call, around which a register may be saved, and so is float64 pow;
+# ptxas keeps up to three addresses of a float64 product in memory at 64 to 80 of 255 registers, of its own choice.
 STACK = {"sinf": 64, "cosf": 64, "sin": 64, "cos": 64, "pow": 64}
 STACK_FLOAT64 = 32
-# Three tf32 products on 128x128 tiles, chosen for Hopper, where the accumulators' operands come from shared memory.
-STACK_FLOAT32_PRODUCT = {80: 352, 90: 0, 100: 32}
+# Of products on the other chips, whose tiles are Hopper's: three tf32 products on 128x128 tiles spill on sm_80, where
+# operands pass through registers; ptxas keeps an address or two in memory on sm_100. On sm_90: nothing.
+STACK_PRODUCT = {80: {"*fp32": 448}, 90: {}, 100: {"*fp32": 32, "*fp16": 32, "*bf16": 32}}
 
 
 def figures(compiled: Any) -> dict[str, Any]:
@@ -52,10 +55,18 @@ def figures(compiled: Any) -> dict[str, Any]:
         "kernel": f"{compiled.src.fn.__module__}.{compiled.src.fn.__name__}",
         "scalar": sorted({f.__name__ for p in compiled.src.constants.values() for f, _ in getattr(p, "steps", ())}),
         "types": sorted({t for t in _flat(compiled.src.signature.values()) if t.startswith("*")}),
-        "arch": metadata.target.arch, "warps": metadata.num_warps, "fusion": metadata.enable_fp_fusion, "shared": metadata.shared,
-        **usage(cubin), **read(ptx, ttir),
-    }  # fmt: skip
-    cache.write_text(json.dumps(found))
+        "arch": metadata.target.arch,
+        "warps": metadata.num_warps,
+        "fusion": metadata.enable_fp_fusion,
+        "shared": metadata.shared,
+        **usage(cubin),
+        **read(ptx, ttir),
+    }
+    with tempfile.NamedTemporaryFile(
+        "w", dir=cubin.parent, delete=False
+    ) as file:  # other processes read beside this one
+        file.write(json.dumps(found))
+    os.replace(file.name, cache)
     return found
 
 
@@ -71,8 +82,8 @@ def usage(cubin: Path) -> dict[str, int]:
     from triton import knobs
 
     text = subprocess.check_output([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)], text=True)
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups())  # type: ignore[union-attr]
-    return {"registers": registers, "stack": stack, "local": local}
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
+    return {"registers": int(found["REG"]), "stack": int(found["STACK"]), "local": int(found["LOCAL"])}
 
 
 def read(ptx: str, ttir: str) -> dict[str, Any]:
@@ -82,7 +93,9 @@ def read(ptx: str, ttir: str) -> dict[str, Any]:
         "forbidden": dict(Counter(FORBIDDEN.findall(ptx))),
         "max64": len(re.findall(r"\b(?:max|min)\.f64", ptx)),
         "nan64": len(re.findall(r"\bsetp\.nan\.f64", ptx)),
-        "fma": len(re.findall(r"\bfma(?:\.\w+)*\.f(?:32|64)\b", ptx)),  # sm_80 adds bfloat16 as 1 * a + b, which is exact
+        "fma": len(
+            re.findall(r"\bfma(?:\.\w+)*\.f(?:32|64)\b", ptx)
+        ),  # sm_80 adds bfloat16 as 1 * a + b, which is exact
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx))),
         "loads": dict(Counter(_width(m) for m in re.findall(r"\bld\.global(\S*)", ptx))),
         "stores": dict(Counter(_width(m) for m in re.findall(r"\bst\.global(\S*)", ptx))),
@@ -96,24 +109,25 @@ def _width(suffix: str) -> int:
     return (int(vector.group(1)) if vector else 1) * int(bits.group(1)) // 8 if bits else 0
 
 
-# --- gates: each takes figures and returns what is wrong, or None ------------------------------------------------------
+# --- gates: each takes figures and returns what is wrong, or None ----------------------------------------------------
 def no_spills(f: dict[str, Any]) -> str | None:
     """No register is spilled: no stack, but for what the functions in STACK use."""
     allowed = max([STACK.get(name, 0) for name in f["libdevice"]] + [STACK_FLOAT64 * ("*fp64" in f["types"])])
-    if f["kernel"].endswith(".matmul") and "*fp32" in f["types"]:
-        allowed = STACK_FLOAT32_PRODUCT[f["arch"]]
+    if f["kernel"].endswith(".matmul"):
+        allowed = max([allowed, *(STACK_PRODUCT[f["arch"]].get(t, 0) for t in f["types"])])
     if f["stack"] > allowed or f["local"] > 0:
-        return f"{f['stack']} bytes of stack, {f['local']} of local memory with {f['registers']} registers (allowed: {allowed})"
+        return f"{f['stack']} bytes of stack (allowed: {allowed}), {f['local']} local, {f['registers']} registers"
     return None
 
 
 def shared_fits(f: dict[str, Any]) -> str | None:
     """Shared memory is within what the chip gives a block."""
-    return f"{f['shared']} bytes of shared memory, the limit is {SHARED[f['arch']]}" if f["shared"] > SHARED[f["arch"]] else None
+    limit = SHARED[f["arch"]]
+    return f"{f['shared']} bytes of shared memory, the limit is {limit}" if f["shared"] > limit else None
 
 
 def right_arithmetic(f: dict[str, Any]) -> str | None:
-    """No approximate, flushing or nan-losing instruction, but for those inside the libdevice functions that were called."""
+    """No approximate, flushing or nan-losing instruction but those inside the libdevice functions that were called."""
     allowed = set().union(*(ALLOWED.get(name, set()) for name in f["libdevice"]))
     wrong = {form: n for form, n in f["forbidden"].items() if form not in allowed}
     if wrong:
@@ -146,7 +160,7 @@ def widest(accesses: dict[str, int] | dict[int, int]) -> int:
 
 
 def wide_accesses(f: dict[str, Any]) -> str | None:
-    """Loads and stores move 16 bytes at a time; bools 8, as many elements as the others. Sine's table is read beside them."""
+    """Loads and stores move 16 bytes at a time; bools 8, as many elements as others. Sine's table is read beside."""
     if widest(f["loads"]) < 16:
         return f"loads of {f['loads']} bytes"
     narrow = {k: n for k, n in f["loads"].items() if int(k) < 8}

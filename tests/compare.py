@@ -47,7 +47,7 @@ WAYS = {
 
 
 def pair(values, dtype, way="plain", requires_grad=False):
-    """(tgrad tensor, torch tensor of `dtype`, torch tensor in float64 or integers), leaves of the same values and strides.
+    """(tgrad tensor, torch's of `dtype`, torch's in float64 or integers), leaves of the same values and strides.
 
     `values` are those of the view, except for "expanded", where they are repeated from its first row.
     """
@@ -74,7 +74,7 @@ def values(t):
 
 
 def assert_close(got, want, *, length=1, factor=1.0, scale=0.0, what="result"):
-    """`got`, a tgrad tensor, is `want`, a torch tensor in float64, up to `tolerance` of the greater of |want| and `scale`."""
+    """`got`, of tgrad, is `want`, of torch in float64, up to `tolerance` of the greater of |want| and `scale`."""
     dtype = got.dtype
     assert tuple(got.shape) == tuple(want.shape), f"{what}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"
     have, want = values(got).astype(np.float64), want.detach()
@@ -85,14 +85,15 @@ def assert_close(got, want, *, length=1, factor=1.0, scale=0.0, what="result"):
         f"{what}: {have[special][:8]}, expected {rounded[special][:8]}"
     )
     have, want = have[~special], want[~special]
-    allowed = tolerance(dtype, length, factor) * np.maximum(np.abs(want), scale) + float(torch.finfo(TORCH[dtype]).tiny) * EPS[dtype]
+    allowed = tolerance(dtype, length, factor) * np.maximum(np.abs(want),
+        scale) + float(torch.finfo(TORCH[dtype]).tiny) * EPS[dtype]
     error = np.abs(have - want)
     wrong = ~(error <= allowed)
     if wrong.any():
         i = np.argmax(np.where(np.isnan(error), np.inf, error / allowed))
         raise AssertionError(
-            f"{what} ({dtype!r}): {np.count_nonzero(wrong)} of {wrong.size} elements differ; worst {have[i]!r}, expected "
-            f"{want[i]!r}, {error[i] / (allowed[i] or 1):.3g} times the tolerance"
+            f"{what} ({dtype!r}): {np.count_nonzero(wrong)} of {wrong.size} elements differ; worst {have[i]!r}, "
+            f"expected {want[i]!r}, {error[i] / (allowed[i] or 1):.3g} times the tolerance"
         )
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: the order of imports, the GPU's markers, and the state of the process put back after each test."""
+"""What all tests share: the order of imports, the GPU's markers, and grad mode put back after each test."""
 
 import gc
 
@@ -35,9 +35,9 @@ def default_state():
     modes.set_mode(modes.GRAD)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def without_gc():
-    """What is freed inside is freed by reference counts alone."""
+    """What is freed in the module's tests is freed by reference counts alone."""
     gc.collect()
     gc.disable()
     yield

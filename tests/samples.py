@@ -5,147 +5,31 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import tgrad
-from tests.compare import INTEGERS, pair, random
+from tests.sampling import (
+    BINARY,
+    CLASSES,
+    CONDITION,
+    TERNARY,
+    UNARY,
+    Case,
+    Input,
+    Sample,
+    case,
+    nonzero,
+    ones,
+    positive,
+    real,
+)  # fmt: skip
 from tgrad import aliasing
 from tgrad.op import Op
 from tgrad.ops import creation, matmul, norm, pointwise as p, reduce, softmax, views
-
-
-# --- inputs ----------------------------------------------------------------------------------------------------------
-def real(rng, shape):
-    return rng.normal(size=shape) * 2
-
-
-def positive(rng, shape):
-    return np.exp(rng.normal(size=shape) * 0.7)
-
-
-def nonzero(rng, shape):
-    return rng.choice([-1.0, 1.0], size=shape) * positive(rng, shape)
-
-
-def truth(rng, shape):
-    return rng.random(size=shape) < 0.5
-
-
-def classes(rng, shape):
-    return rng.integers(0, 5, size=shape)
-
-
-def ones(rng, shape):
-    return np.ones(shape)
-
-
-class Input(NamedTuple):
-    """A tensor argument: where its values come from, whether it is differentiable, and its dtype if that is fixed."""
-
-    domain: Callable = real
-    grad: bool = True
-    dtype: Any = None
-
-
-CONDITION, CLASSES = Input(truth, False, tgrad.bool), Input(classes, False, tgrad.int64)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Shapes and arrangements of the inputs, and settings of the op. `length`: most numbers added up for one result."""
-
-    id: str
-    shapes: tuple[tuple[int, ...], ...]
-    ways: tuple[str, ...]
-    settings: dict = field(default_factory=dict)
-    length: int = 1
-
-
-def case(id: str, *shapes: tuple[int, ...], ways: str = "", length: int | None = None, **settings: Any) -> Case:
-    """`ways`: names of arrangements separated by blanks; the rest are plain."""
-    given = tuple(ways.split())
-    whole = max(math.prod(s) for s in shapes)
-    if length is None:  # a gradient that was broadcast is summed
-        length = max(1, math.prod(np.broadcast_shapes(*shapes)) // max(1, min(math.prod(s) for s in shapes)))
-    return Case(id, shapes, given + ("plain",) * (len(shapes) - len(given)), settings, length or whole)
-
-
-UNARY = (
-    case("scalar", ()), case("empty", (0, 3)), case("one", (1,)), case("odd", (5, 7)), case("size1", (1, 7, 1)),
-    case("transposed", (5, 7), ways="transposed"), case("sliced", (5, 3), ways="sliced"),
-    case("expanded", (5, 7), ways="expanded"), case("rotated", (3, 5, 7), ways="rotated"),
-)  # fmt: skip
-BINARY = (
-    case("scalar", (), ()), case("empty", (0, 3), (0, 3)), case("empty-broadcast", (0, 3), (1, 3)),
-    case("one", (1,), (7,)), case("odd", (5, 7), (5, 7)), case("broadcast", (5, 1, 7), (3, 1)), case("with-scalar", (), (5, 3)),
-    case("row", (5, 7), (7,)), case("transposed", (5, 7), (5, 7), ways="transposed"),
-    case("both-transposed", (5, 7), (5, 7), ways="transposed transposed"), case("sliced", (5, 3), (5, 3), ways="sliced"),
-    case("expanded", (5, 7), (5, 7), ways="expanded sliced"), case("rotated", (3, 5, 7), (5, 1), ways="rotated transposed"),
-)  # fmt: skip
-TERNARY = (
-    case("scalar", (), (), ()), case("empty", (0, 3), (1, 3), ()), case("odd", (5, 7), (5, 7), (5, 7)),
-    case("broadcast", (5, 3, 7), (3, 1), ()), case("transposed", (5, 7), (5, 7), (5, 7), ways="transposed plain transposed"),
-    case("sliced", (5, 3), (1, 3), (5, 3), ways="sliced plain expanded"),
-)  # fmt: skip
-# The cases that other dtypes than float64 are run on, and those a GPU compiles kernels for.
-COMMON = ("odd", "broadcast", "transposed", "all", "batch")
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A row of the table.
-
-    Attributes:
-        ours, ref: take the inputs as tensors, and a case's settings.
-        points: values put in front of the random ones where all inputs have one shape: kinks and ties.
-        integers: whether it is compared on integers and bools too (torch decides where it is defined).
-        factor, scale: how far rounding may be magnified, see `assert_close`; `back_*`: in backward.
-        bits: whether the recorded backward gives the same bits as the fused one.
-        strides: whether the result's are torch's (torch.pow(number, tensor) alone of all is row-major whatever its input).
-    """
-
-    op: Op
-    ours: Callable
-    ref: Callable
-    inputs: tuple[Input, ...]
-    cases: tuple[Case, ...]
-    points: tuple[tuple[float, ...], ...] = ()
-    label: str = ""
-    integers: bool = True
-    factor: float = 1
-    scale: float = 0
-    back_factor: float = 2
-    back_scale: float = 1
-    bits: bool = True
-    strides: bool = True
-
-    @property
-    def id(self) -> str:
-        return self.label or self.op.name
-
-    @property
-    def differentiable(self) -> bool:
-        return bool(self.op.formulas) and any(i.grad for i in self.inputs)
-
-    def build(self, case: Case, dtype: Any, requires_grad: bool = True, points: bool = True) -> list[list]:
-        """Arguments for `ours`, for `ref` in the same dtype and for `ref` in float64 (integers: as they are)."""
-        rng = random(self.id, case.id, dtype.name)
-        arguments = []
-        for i, (spec, shape, way) in enumerate(zip(self.inputs, case.shapes, case.ways, strict=True)):
-            kind = spec.dtype or dtype
-            values = np.asarray(spec.domain(rng, shape))
-            if kind in INTEGERS and spec.dtype is None:
-                values = rng.integers(0 if kind is tgrad.uint8 else -4, 5, size=shape)
-                values = values % 2 == 1 if kind is tgrad.bool else values
-            elif points and spec.dtype is None and len(set(case.shapes)) == 1 and values.size >= len(self.points) > 0:
-                values.reshape(-1)[: len(self.points)] = [point[i] for point in self.points]
-            arguments.append(pair(values, kind, way, requires_grad and spec.grad and kind.is_floating_point))
-        return [list(column) for column in zip(*arguments, strict=True)]
 
 
 def unary(row: Any, ref: Callable, domain: Callable = real, points: tuple[float, ...] = (), **rest: Any) -> Sample:
@@ -163,7 +47,8 @@ def with_numbers(row: Any, ref: Callable, *numbers: float, label: str, **rest: A
 
 
 TIES = ((1.0, 1.0), (-2.0, -2.0), (0.0, 0.0), (0.0, -0.0), (1.0, 2.0), (2.0, 1.0))
-EDGES = ((1.0, 1.0, 2.0), (2.0, 1.0, 2.0), (1.5, 2.0, 1.0), (1.0, 1.0, 1.0), (0.0, 1.0, 2.0), (3.0, 1.0, 2.0), (3.0, 2.0, 2.0))
+EDGES = ((1.0, 1.0, 2.0), (2.0, 1.0, 2.0), (1.5, 2.0, 1.0), (1.0, 1.0, 1.0), (0.0, 1.0, 2.0), (3.0, 1.0, 2.0),
+    (3.0, 2.0, 2.0))
 KINK = (0.0, -0.0)
 
 
@@ -192,17 +77,20 @@ ARITHMETIC = [
     Sample(p.clamp_max, p.clamp_max, torch.clamp_max, (Input(), Input()), BINARY, TIES),
     with_numbers(p.clamp_min, torch.clamp_min, 0.5, label="clamp_min-number", points=((0.5,),)),
     with_numbers(p.clamp_max, torch.clamp_max, 0.5, label="clamp_max-number", points=((0.5,),)),
-    Sample(p.where, p.where, torch.where, (CONDITION, Input(), Input()), (*TERNARY, case("mixed", (3, 1), (5, 1, 7), ()))),
+    Sample(p.where, p.where, torch.where, (CONDITION, Input(), Input()),
+        (*TERNARY, case("mixed", (3, 1), (5, 1, 7), ()))),
 ]  # fmt: skip
 FUNCTIONS = [
     unary(p.abs, torch.abs, points=KINK), unary(p.exp, torch.exp, back_scale=4), unary(p.log, torch.log, positive),
     unary(p.sqrt, torch.sqrt, positive, (0.0,)), unary(p.rsqrt, torch.rsqrt, positive, back_scale=8),
-    unary(p.reciprocal, torch.reciprocal, nonzero, back_scale=8), unary(p.square, torch.square), unary(p.sin, torch.sin, points=KINK),
+    unary(p.reciprocal, torch.reciprocal, nonzero, back_scale=8), unary(p.square, torch.square),
+    unary(p.sin, torch.sin, points=KINK),
     unary(p.cos, torch.cos), unary(p.tanh, torch.tanh, points=KINK), unary(p.erf, torch.erf, points=KINK),
     unary(p.normal_density, lambda x: torch.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)), factor=2),
     unary(p.sigmoid, torch.sigmoid, points=KINK), unary(p.relu, torch.relu, points=KINK),
     with_numbers(p.leaky_relu, F.leaky_relu, 0.125, label="leaky_relu", points=((0.0,), (-0.0,))),
-    unary(p.gelu, F.gelu, points=KINK, scale=2), unary(p.gelu_tanh, lambda x: F.gelu(x, approximate="tanh"), points=KINK, scale=2),
+    unary(p.gelu, F.gelu, points=KINK, scale=2),
+    unary(p.gelu_tanh, lambda x: F.gelu(x, approximate="tanh"), points=KINK, scale=2),
     unary(p.silu, F.silu, points=KINK),
     with_numbers(p.softplus, F.softplus, 1.0, 20.0, label="softplus", points=((0.0,), (20.0,), (25.0,))),
     with_numbers(p.softplus, F.softplus, 2.0, 4.0, label="softplus-beta", points=((0.0,), (2.0,), (2.5,))),
@@ -229,18 +117,23 @@ def reductions(op: Any, ours: Callable, ref: Callable, cases: tuple[Case, ...], 
 
 
 SUMS = (
-    case("scalar", (), dim=(), length=1), case("all", (5, 7), dim=(), length=35), case("empty", (0, 3), dim=(), length=1),
-    case("empty-dim", (0, 3), dim=0, length=1), case("rows", (5, 7), dim=1, length=7), case("last", (5, 7), dim=-1, length=7),
+    case("scalar", (), dim=(), length=1), case("all", (5, 7), dim=(), length=35),
+    case("empty", (0, 3), dim=(), length=1),
+    case("empty-dim", (0, 3), dim=0, length=1), case("rows", (5, 7), dim=1, length=7),
+    case("last", (5, 7), dim=-1, length=7),
     case("columns", (5, 7), dim=0, keepdim=True, length=5), case("outer", (3, 5, 7), dim=(0, 2), length=21),
-    case("transposed", (5, 7), ways="transposed", dim=1, length=7), case("sliced", (5, 3), ways="sliced", dim=0, length=5),
-    case("expanded", (5, 7), ways="expanded", dim=0, length=5), case("rotated", (3, 5, 7), ways="rotated", dim=(1, 2), length=35),
+    case("transposed", (5, 7), ways="transposed", dim=1, length=7),
+    case("sliced", (5, 3), ways="sliced", dim=0, length=5),
+    case("expanded", (5, 7), ways="expanded", dim=0, length=5),
+    case("rotated", (3, 5, 7), ways="rotated", dim=(1, 2), length=35),
     case("one", (1, 7, 1), dim=(0, 2), length=1), case("long", (1031,), dim=(), length=1031),
 )  # fmt: skip
 EXTREMES = tuple(c for c in SUMS if not c.id.startswith("empty")) + (case("empty-other", (0, 3), dim=1, length=1),)
 HIGHEST = tuple((x,) for x in (9.0, 9.0, -9.0, 9.0, -9.0))
 ROWS = (
     case("scalar", (), dim=0), case("empty", (0, 3), dim=1), case("one", (1,), dim=0), case("odd", (5, 7), dim=1),
-    case("columns", (5, 7), dim=0), case("middle", (3, 5, 7), dim=1), case("transposed", (5, 7), ways="transposed", dim=1),
+    case("columns", (5, 7), dim=0), case("middle", (3, 5, 7), dim=1),
+    case("transposed", (5, 7), ways="transposed", dim=1),
     case("sliced", (5, 3), ways="sliced", dim=1), case("expanded", (5, 7), ways="expanded", dim=-1),
     case("rotated", (3, 5, 7), ways="rotated", dim=0), case("long", (2, 1031), dim=1, length=1031),
 )  # fmt: skip
@@ -272,25 +165,31 @@ REDUCTIONS = [
     reductions(reduce.amax_op, tgrad.amax, torch.amax, EXTREMES, points=HIGHEST),
     reductions(reduce.amin_op, tgrad.amin, torch.amin, EXTREMES, points=HIGHEST),
     Sample(softmax.softmax_op, softmax.softmax, torch.softmax, (Input(),), ROWS, factor=4, back_factor=4, bits=False),
-    Sample(softmax.log_softmax_op, softmax.log_softmax, torch.log_softmax, (Input(),), ROWS, factor=4, scale=1, back_factor=8, bits=False),
+    Sample(softmax.log_softmax_op, softmax.log_softmax, torch.log_softmax, (Input(),), ROWS, factor=4, scale=1,
+        back_factor=8, bits=False),
     Sample(softmax.cross_entropy_op, softmax.cross_entropy, _nll, (Input(), CLASSES), LOSSES, integers=False,
            factor=4, scale=1, back_factor=8, bits=False),
     Sample(norm.batch_norm_op, lambda x, w, b: norm.batch_norm(x, None, None, w, b, training=True), _batch_norm,
-           (Input(), Input(), Input()), PLANES, integers=False, factor=4, scale=2, back_factor=16, back_scale=4, bits=False),
+           (Input(), Input(), Input()), PLANES, integers=False, factor=4, scale=2, back_factor=16, back_scale=4,
+           bits=False),
 ]  # fmt: skip
 
 # The fused backward kernels, which are ops without derivatives.
 FUSED = [
     Sample(softmax._softmax_backward, softmax._softmax_backward, lambda g, y, dim: (g - (g * y).sum(dim, True)) * y,
-           (Input(), Input(positive)), tuple(case(c.id, *c.shapes * 2, ways=f"plain {c.ways[0]}", length=7, **c.settings)
+           (Input(), Input(positive)),
+           tuple(case(c.id, *c.shapes * 2, ways=f"plain {c.ways[0]}", length=7, **c.settings)
            for c in ROWS[:8]), integers=False, factor=2, scale=16),
-    Sample(softmax._log_softmax_backward, softmax._log_softmax_backward, lambda g, y, dim: g - torch.exp(y) * g.sum(dim, True),
+    Sample(softmax._log_softmax_backward, softmax._log_softmax_backward, lambda g, y,
+        dim: g - torch.exp(y) * g.sum(dim, True),
            (Input(), Input()), tuple(case(c.id, *c.shapes * 2, ways=f"plain {c.ways[0]}", length=7, **c.settings)
            for c in ROWS[:8]), integers=False, factor=2, scale=1000),
     Sample(softmax._cross_entropy_backward, softmax._cross_entropy_backward,
-           lambda g, x, t, n, ignore_index, reduction: (torch.softmax(x, -1) - F.one_hot(t, 5)) * g[:, None] * (t != ignore_index)[:, None],
+           lambda g, x, t, n, ignore_index,
+           reduction: (torch.softmax(x, -1) - F.one_hot(t, 5)) * g[:, None] * (t != ignore_index)[:, None],
            (Input(), Input(), CLASSES, Input(ones)),
-           (case("odd", (7,), (7, 5), (7,), (), length=5, ignore_index=2, reduction="none"),), integers=False, factor=4, scale=1),
+           (case("odd", (7,), (7, 5), (7,), (), length=5, ignore_index=2, reduction="none"),), integers=False, factor=4,
+           scale=1),
 ]  # fmt: skip
 
 
@@ -307,22 +206,30 @@ MATRICES = (
     *(product(ways.replace(" ", "-"), (5, 7), (7, 3), ways) for ways in LAYOUTS[1:]),
 )  # fmt: skip
 BATCHES = (
-    product("batch", (3, 5, 7), (3, 7, 2)), product("broadcast", (2, 1, 5, 7), (3, 7, 2)), product("matrix-batch", (5, 7), (3, 7, 2)),
+    product("batch", (3, 5, 7), (3, 7, 2)), product("broadcast", (2, 1, 5, 7), (3, 7, 2)),
+    product("matrix-batch", (5, 7), (3, 7, 2)),
     product("batch-matrix", (3, 5, 7), (7, 2)), product("rotated", (3, 5, 7), (3, 7, 2), "rotated transposed"),
-    product("sliced", (3, 5, 7), (3, 7, 2), "sliced sliced"), product("expanded", (3, 5, 7), (3, 7, 2), "expanded expanded"),
+    product("sliced", (3, 5, 7), (3, 7, 2), "sliced sliced"),
+    product("expanded", (3, 5, 7), (3, 7, 2), "expanded expanded"),
     product("vector-matrix", (7,), (7, 3)), product("matrix-vector", (5, 7), (7,)), product("dot", (7,), (7,)),
-    product("batch-vector", (3, 5, 7), (7,)), product("vector-batch", (7,), (3, 7, 2)), product("empty", (0, 5, 7), (0, 7, 2)),
+    product("batch-vector", (3, 5, 7), (7,)), product("vector-batch", (7,), (3, 7, 2)),
+    product("empty", (0, 5, 7), (0, 7, 2)),
 )  # fmt: skip
 LINEAR = (
-    case("odd", (5, 7), (3, 7), (3,), length=7), case("one", (1, 1), (1, 1), (1,), length=1), case("vector", (7,), (3, 7), (3,), length=7),
-    case("batch", (2, 5, 7), (3, 7), (3,), length=10), case("transposed", (5, 7), (3, 7), (3,), ways="transposed transposed sliced", length=7),
-    case("sliced", (5, 7), (3, 7), (3,), ways="sliced sliced expanded", length=7), case("empty", (0, 7), (3, 7), (3,), length=7),
+    case("odd", (5, 7), (3, 7), (3,), length=7), case("one", (1, 1), (1, 1), (1,), length=1),
+    case("vector", (7,), (3, 7), (3,), length=7),
+    case("batch", (2, 5, 7), (3, 7), (3,), length=10),
+    case("transposed", (5, 7), (3, 7), (3,), ways="transposed transposed sliced", length=7),
+    case("sliced", (5, 7), (3, 7), (3,), ways="sliced sliced expanded", length=7),
+    case("empty", (0, 7), (3, 7), (3,), length=7),
     case("empty-inner", (5, 0), (3, 0), (3,), length=5),
 )  # fmt: skip
 PRODUCTS = [
     Sample(matmul.mm_op, tgrad.mm, torch.mm, (Input(), Input()), MATRICES, label="mm", scale=4, back_scale=4),
-    Sample(matmul.bmm_op, tgrad.matmul, torch.matmul, (Input(), Input()), BATCHES, label="matmul", scale=4, back_scale=4),
-    Sample(matmul.linear_op, matmul.linear, F.linear, (Input(), Input(), Input()), LINEAR, scale=4, back_scale=4, integers=False),
+    Sample(matmul.bmm_op, tgrad.matmul, torch.matmul, (Input(), Input()), BATCHES, label="matmul", scale=4,
+        back_scale=4),
+    Sample(matmul.linear_op, matmul.linear, F.linear, (Input(), Input(), Input()), LINEAR, scale=4, back_scale=4,
+        integers=False),
     Sample(matmul.linear_op, matmul.linear, F.linear, (Input(), Input()), tuple(
         Case(c.id, c.shapes[:2], c.ways[:2], c.settings, c.length) for c in LINEAR),
         label="linear-no-bias", scale=4, back_scale=4, integers=False),
@@ -336,34 +243,55 @@ def shaped(op: Op, method: str, *cases: Case, **rest: Any) -> Sample:
 
 
 VIEWS = [
-    shaped(views.view_op, "reshape", case("odd", (5, 7), args=(7, 5)), case("scalar", (), args=(1, 1)), case("empty", (0, 3), args=(3, 0)),
-           case("transposed", (5, 6), ways="transposed", args=(3, 10)), case("infer", (3, 5, 7), ways="sliced", args=(3, -1)),
-           case("expanded", (5, 7), ways="expanded", args=(35,)), case("merge", (3, 5, 7), ways="rotated", args=(15, 7))),
-    shaped(views.view_op, "view", case("odd", (4, 6), args=(2, 2, 3, 2)), case("transposed", (4, 6), ways="transposed", args=(4, 2, 3)),
+    shaped(views.view_op, "reshape", case("odd", (5, 7), args=(7, 5)), case("scalar", (), args=(1, 1)),
+        case("empty", (0, 3), args=(3, 0)),
+           case("transposed", (5, 6), ways="transposed", args=(3, 10)),
+           case("infer", (3, 5, 7), ways="sliced", args=(3, -1)),
+           case("expanded", (5, 7), ways="expanded", args=(35,)),
+           case("merge", (3, 5, 7), ways="rotated", args=(15, 7))),
+    shaped(views.view_op, "view", case("odd", (4, 6), args=(2, 2, 3, 2)),
+        case("transposed", (4, 6), ways="transposed", args=(4, 2, 3)),
            label="view-split"),
     shaped(views.view_op, "flatten", case("odd", (3, 5, 7), args=(1,)), case("scalar", (), args=()), label="flatten"),
-    shaped(reduce.expand_op, "expand", case("odd", (5, 1), args=(5, 7)), case("scalar", (), args=(3, 2)), case("lead", (7,), args=(3, 5, -1)),
-           case("sliced", (5, 1), ways="sliced", args=(2, -1, 3)), case("empty", (1, 3), args=(0, 3)), case("same", (5, 7), args=(5, 7))),
-    shaped(views.permute_op, "permute", case("odd", (3, 5, 7), args=(2, 0, 1)), case("sliced", (3, 5), ways="sliced", args=(-1, 0)),
+    shaped(reduce.expand_op, "expand", case("odd", (5, 1), args=(5, 7)), case("scalar", (), args=(3, 2)),
+        case("lead", (7,), args=(3, 5, -1)),
+           case("sliced", (5, 1), ways="sliced", args=(2, -1, 3)), case("empty", (1, 3), args=(0, 3)),
+           case("same", (5, 7), args=(5, 7))),
+    shaped(views.permute_op, "permute", case("odd", (3, 5, 7), args=(2, 0, 1)),
+        case("sliced", (3, 5), ways="sliced", args=(-1, 0)),
            case("scalar", (), args=((),))),
-    shaped(views.transpose_op, "transpose", case("odd", (3, 5, 7), args=(0, -1)), case("scalar", (), args=(0, -1)), case("one", (7,), args=(0, 0))),
+    shaped(views.transpose_op, "transpose", case("odd", (3, 5, 7), args=(0, -1)), case("scalar", (), args=(0, -1)),
+        case("one", (7,), args=(0, 0))),
     shaped(views.t_op, "t", case("odd", (5, 7), args=()), case("vector", (7,), args=()), case("scalar", (), args=())),
-    shaped(views.squeeze_op, "squeeze", case("odd", (1, 5, 1), args=()), case("dim", (1, 5, 1), args=(-1,)), case("not", (5, 7), args=(0,)),
+    shaped(views.squeeze_op, "squeeze", case("odd", (1, 5, 1), args=()), case("dim", (1, 5, 1), args=(-1,)),
+        case("not", (5, 7), args=(0,)),
            case("dims", (1, 5, 1), ways="transposed", args=((0, 1),)), case("scalar", (), args=())),
-    shaped(views.unsqueeze_op, "unsqueeze", case("odd", (5, 7), args=(1,)), case("last", (5, 7), ways="transposed", args=(-1,)),
+    shaped(views.unsqueeze_op, "unsqueeze", case("odd", (5, 7), args=(1,)),
+        case("last", (5, 7), ways="transposed", args=(-1,)),
            case("scalar", (), args=(0,)), case("empty", (0, 3), args=(1,))),
-    shaped(views.slice_op, "__getitem__", case("odd", (5, 7), args=(slice(1, 4),)), case("step", (5, 7), args=((slice(None), slice(1, None, 3)),)),
-           case("transposed", (5, 7), ways="transposed", args=((Ellipsis, slice(-3, -1)),)), case("empty", (5, 7), args=(slice(4, 2),)),
+    shaped(views.slice_op, "__getitem__", case("odd", (5, 7), args=(slice(1, 4),)),
+        case("step", (5, 7), args=((slice(None), slice(1, None, 3)),)),
+           case("transposed", (5, 7), ways="transposed", args=((Ellipsis, slice(-3, -1)),)),
+           case("empty", (5, 7), args=(slice(4, 2),)),
            case("none", (5, 7), ways="sliced", args=((None, slice(0, 5, 2), 3),)), label="slice"),
-    shaped(views.slice_op, "narrow", case("odd", (5, 7), args=(1, 2, 3)), case("negative", (5, 7), args=(0, -2, 2)), label="narrow"),
-    shaped(views.select_op, "select", case("odd", (5, 7), args=(1, 3)), case("negative", (3, 5, 7), ways="rotated", args=(-1, -2)),
+    shaped(views.alias_op, "__getitem__", case("odd", (5, 7), args=(Ellipsis,)), case("scalar", (), args=((),)),
+           case("rotated", (3, 1, 7), ways="rotated", args=(slice(None),)), label="alias"),
+    shaped(views.slice_op, "narrow", case("odd", (5, 7), args=(1, 2, 3)), case("negative", (5, 7), args=(0, -2, 2)),
+        label="narrow"),
+    shaped(views.select_op, "select", case("odd", (5, 7), args=(1, 3)),
+        case("negative", (3, 5, 7), ways="rotated", args=(-1, -2)),
            case("vector", (7,), args=(0, 6))),
-    Sample(views.unbind_op, lambda x: x.unbind(1)[2], lambda x: x.unbind(1)[2], (Input(),), (case("odd", (5, 7)), case("rotated", (3, 5, 7), ways="rotated"))),
-    Sample(views.split_op, lambda x: x.split(3, 1)[-1], lambda x: x.split(3, 1)[-1], (Input(),), (case("odd", (5, 7)), case("transposed", (5, 7), ways="transposed"))),
-    shaped(views.contiguous_op, "contiguous", case("transposed", (5, 7), ways="transposed", args=()), case("expanded", (5, 7), ways="expanded", args=()),
+    Sample(views.unbind_op, lambda x: x.unbind(1)[2], lambda x: x.unbind(1)[2], (Input(),),
+        (case("odd", (5, 7)), case("rotated", (3, 5, 7), ways="rotated"))),
+    Sample(views.split_op, lambda x: x.split(3, 1)[-1], lambda x: x.split(3, 1)[-1], (Input(),),
+        (case("odd", (5, 7)), case("transposed", (5, 7), ways="transposed"))),
+    shaped(views.contiguous_op, "contiguous", case("transposed", (5, 7), ways="transposed", args=()),
+        case("expanded", (5, 7), ways="expanded", args=()),
            case("sliced", (3, 5), ways="sliced", args=()), case("rotated", (3, 5, 7), ways="rotated", args=())),
-    Sample(views.embed_op, lambda g: views.embed_op(g, dim=1, start=1, step=2, shape=(5, 7)), lambda g: F.pad(g[..., None], (0, 1)).flatten(1).roll(1, 1)
-           [:, [0, 1, 2, 3, 4, 5]] @ torch.eye(6, 7, dtype=g.dtype), (Input(),), (case("odd", (5, 3)), case("transposed", (5, 3), ways="transposed")),
+    Sample(views.embed_op, lambda g: views.embed_op(g, dim=1, start=1, step=2, shape=(5, 7)),
+        lambda g: F.pad(g[..., None], (0, 1)).flatten(1).roll(1, 1)
+           [:, [0, 1, 2, 3, 4, 5]] @ torch.eye(6, 7, dtype=g.dtype), (Input(),),
+           (case("odd", (5, 3)), case("transposed", (5, 3), ways="transposed")),
            integers=False),
 ]  # fmt: skip
 
@@ -384,7 +312,8 @@ ALIASES = [
     Sample(aliasing.as_strided_op, lambda x: aliasing.as_strided_op(x, shape=PART[0], strides=PART[1], offset=PART[2]),
            lambda x: torch.as_strided(x, *PART), (Input(),), (case("odd", (5, 7)),)),
     Sample(aliasing.as_strided_op, lambda x: aliasing.as_strided_op(x, shape=(2, 3), strides=(7, 0), offset=8),
-           lambda x: torch.as_strided(x, (2, 3), (7, 0), 8), (Input(),), (case("odd", (5, 7), length=3),), label="as_strided-expanded"),
+           lambda x: torch.as_strided(x, (2, 3), (7, 0), 8), (Input(),), (case("odd", (5, 7), length=3),),
+           label="as_strided-expanded"),
     Sample(aliasing._embed_op, lambda g: aliasing._embed_op(g, shape=(5, 7), strides=(7, 1), part=PART),
            _scatter, (Input(),), (case("odd", (2, 3)), case("transposed", (2, 3), ways="transposed"))),
     Sample(aliasing._without_op, lambda g: aliasing._without_op(g, strides=(7, 1), part=PART),
@@ -394,7 +323,7 @@ ALIASES = [
 ]  # fmt: skip
 
 
-# --- dropout: the mask that tgrad draws, found by dropping ones, is given to the reference ------------------------------
+# --- dropout: the mask that tgrad draws, found by dropping ones, is given to the reference ---------------------------
 @functools.cache
 def _mask(shape: tuple[int, ...]) -> np.ndarray:
     kept = creation.dropout_op(tgrad.ones(shape, dtype=tgrad.float64), 11, 5, 0.25, 1.0)
@@ -403,7 +332,8 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
 
 DROPOUT = [
     Sample(creation.dropout_op, lambda x: creation.dropout_op(x.contiguous(), 11, 5, 0.25, 4 / 3),
-           lambda x: x * torch.from_numpy(_mask(tuple(x.shape))).to(x.dtype) * (4 / 3), (Input(),), UNARY, integers=False),
+           lambda x: x * torch.from_numpy(_mask(tuple(x.shape))).to(x.dtype) * (4 / 3), (Input(),), UNARY,
+           integers=False),
 ]  # fmt: skip
 
 SAMPLES: list[Sample] = [

@@ -175,7 +175,7 @@ def test_only_what_leads_to_an_input_runs(x):
     assert seen == ["a"]
 
 
-# --- accumulation ------------------------------------------------------------------------------------------------------
+# --- accumulation ----------------------------------------------------------------------------------------------------
 def test_accumulation_is_in_place(x):
     (x * 2).sum().backward()
     held = x.grad
@@ -196,7 +196,8 @@ def test_accumulation_with_create_graph_makes_a_new_tensor(x, monkeypatch):
     held = x.grad
     with pytest.warns(UserWarning, match="reference cycle"):
         x.square().sum().backward(create_graph=True)
-    assert x.grad is not held and held.tolist() == [2.0] * 3 and x.grad.requires_grad and x.grad.tolist() == [4.0, 6.0, 8.0]
+    assert x.grad is not held and held.tolist() == [2.0] * 3 and x.grad.requires_grad and x.grad.tolist() == [4.0, 6.0,
+        8.0]
     x.square().sum().backward(create_graph=True)  # once a process
     x.grad = None
 
@@ -261,10 +262,11 @@ def test_concurrent_backwards_lose_nothing():
     assert x.grad.tolist() == [40.0] * 5
 
 
-# --- leaves, retain_grad and hooks -------------------------------------------------------------------------------------
+# --- leaves, retain_grad and hooks -----------------------------------------------------------------------------------
 def test_leaves(x):
     y = x * 2
-    assert x.is_leaf and x.grad_fn is None and not y.is_leaf and y.grad_fn is y.grad_fn and y.grad_fn.name() == "MulBackward0"
+    assert x.is_leaf and x.grad_fn is None
+    assert not y.is_leaf and y.grad_fn is y.grad_fn and y.grad_fn.name() == "MulBackward0"
     assert tgrad.ones(2).is_leaf and not (x > 1).requires_grad and not x.long().requires_grad
     assert y.requires_grad_() is y
     (node, index), *_ = y.grad_fn.next_functions
@@ -324,8 +326,10 @@ def test_hooks_on_a_leaf(x):
 
 
 @pytest.mark.parametrize("hook, error, words", [
-    (lambda g: 1, TypeError, "expected Variable, but hook returned 'int'"), (lambda g: g[:2], RuntimeError, "has changed the size of value"),
-    (lambda g: g.double(), RuntimeError, "has changed the type of value"), (lambda g: 1 / 0, ZeroDivisionError, "division"),
+    (lambda g: 1, TypeError, "expected Variable, but hook returned 'int'"),
+    (lambda g: g[:2], RuntimeError, "has changed the size of value"),
+    (lambda g: g.double(), RuntimeError, "has changed the type of value"),
+    (lambda g: 1 / 0, ZeroDivisionError, "division"),
 ], ids=["type", "size", "dtype", "raises"])  # fmt: skip
 def test_what_hooks_return_is_checked(x, hook, error, words):
     y = x * 2
@@ -334,7 +338,7 @@ def test_what_hooks_return_is_checked(x, hook, error, words):
         y.sum().backward()
 
 
-# --- order and size ----------------------------------------------------------------------------------------------------
+# --- order and size --------------------------------------------------------------------------------------------------
 def test_many_paths_are_walked_once(x):
     y = x
     for _ in range(60):

@@ -1,6 +1,7 @@
 """Kernels under observation: allocations filled with nan between margins of nan, and small tiles in checked launches.
 
-A kernel that leaves an element of its result out, or reads one that is not its operand's, gives nan in the first; one that
+A kernel that leaves an element of its result out,
+or reads one that is not its operand's, gives nan in the first; one that
 reads or writes out of range, or whose programs race, is caught in the second.
 """
 

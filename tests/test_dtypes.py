@@ -37,7 +37,8 @@ def test_promotion_of_dtypes(a):
 @pytest.mark.parametrize("a", ALL, ids=lambda d: d.name)
 def test_result_type_of_operands(a):
     """Over tensors, 0-dim tensors and numbers: `torch.result_type`."""
-    makers = [(dtypes.TENSOR, lambda d: torch.zeros(2, dtype=TORCH[d])), (dtypes.SCALAR_TENSOR, lambda d: torch.zeros((), dtype=TORCH[d]))]
+    makers = [(dtypes.TENSOR, lambda d: torch.zeros(2, dtype=TORCH[d])),
+        (dtypes.SCALAR_TENSOR, lambda d: torch.zeros((), dtype=TORCH[d]))]
     for rank, make in makers:
         for other_rank, other_make in makers:
             for b in ALL:
@@ -53,7 +54,8 @@ def test_conversions():
     x = tgrad.tensor([1.5, -2.5, 0.0], requires_grad=True)
     assert x.to(tgrad.float32) is x and x.float() is x and x.to(compute) is x and x.to(x) is x
     assert x.to(tgrad.float32, copy=True) is not x
-    for method, kind in (("double", tgrad.float64), ("half", tgrad.float16), ("bfloat16", tgrad.bfloat16), ("int", tgrad.int32),
+    for method, kind in (("double", tgrad.float64), ("half", tgrad.float16), ("bfloat16", tgrad.bfloat16),
+        ("int", tgrad.int32),
                          ("long", tgrad.int64), ("bool", tgrad.bool)):  # fmt: skip
         y = getattr(x, method)()
         assert y.dtype is kind and y.requires_grad == kind.is_floating_point
@@ -86,7 +88,8 @@ def test_half_types_round_to_nearest_even(d):
 # --- devices ---------------------------------------------------------------------------------------------------------
 def test_devices():
     assert repr(tgrad.device("cpu")) == "device(type='cpu')" and str(tgrad.device("cuda", 0)) == "cuda:0"
-    assert tgrad.device("cuda:1") == tgrad.device("cuda", 1) and tgrad.device("cpu") is tgrad.zeros(1, device="cpu").device
+    assert tgrad.device("cuda:1") == tgrad.device("cuda", 1) and tgrad.device("cpu") is tgrad.zeros(1,
+        device="cpu").device
     for bad in ("tpu", "cuda:x", ""):
         with pytest.raises(RuntimeError, match="expected 'cpu'"):
             tgrad.device(bad)
@@ -97,7 +100,8 @@ def test_devices():
 @pytest.mark.skipif(compute.type == "cuda", reason="there is a CUDA device")
 def test_a_missing_gpu_is_named():
     assert not tgrad.cuda.is_available() and tgrad.cuda.device_count() == 0
-    for call in (lambda: tgrad.zeros(2, device="cuda"), lambda: tgrad.zeros(2).to("cuda"), lambda: tgrad.zeros(2).cuda()):
+    for call in (lambda: tgrad.zeros(2, device="cuda"), lambda: tgrad.zeros(2).to("cuda"),
+        lambda: tgrad.zeros(2).cuda()):
         with pytest.raises(RuntimeError, match="no CUDA device.*device='cpu'") as raised:
             call()
         assert "\n" not in str(raised.value)

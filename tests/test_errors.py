@@ -47,20 +47,26 @@ REFUSED = {
     "mm of batches": (lambda: tgrad.mm(tgrad.zeros(2, 3, 4), F), RuntimeError, ["mm", "3D"]),
     "bmm of matrices": (lambda: tgrad.bmm(F, F), RuntimeError, ["3D", "2D"]),
     "linear features": (lambda: matmul.linear(F, tgrad.zeros(2, 5)), RuntimeError, ["4 features", "5", "(2, 5)"]),
-    "linear bias": (lambda: matmul.linear(F, tgrad.zeros(2, 4), tgrad.zeros(3)), RuntimeError, ["bias", "(2,)", "(3,)"]),
+    "linear bias": (lambda: matmul.linear(F, tgrad.zeros(2, 4), tgrad.zeros(3)), RuntimeError,
+        ["bias", "(2,)", "(3,)"]),
     "linear weight": (lambda: matmul.linear(F, tgrad.zeros(4)), RuntimeError, ["weight", "2-dimensional", "(4,)"]),
-    "linear weight of a batch": (lambda: matmul.linear(tgrad.zeros(2, 3, 4), tgrad.zeros(4)), RuntimeError, ["weight", "2-dimensional"]),
-    "linear dtypes": (lambda: matmul.linear(F, tgrad.zeros(2, 4, dtype=tgrad.float16)), RuntimeError, ["torch.float32", "torch.float16"]),
+    "linear weight of a batch": (lambda: matmul.linear(tgrad.zeros(2, 3, 4), tgrad.zeros(4)), RuntimeError,
+        ["weight", "2-dimensional"]),
+    "linear dtypes": (lambda: matmul.linear(F, tgrad.zeros(2, 4, dtype=tgrad.float16)), RuntimeError,
+        ["torch.float32", "torch.float16"]),
     "linear types": (lambda: matmul.linear(F, None), TypeError, ["weight", "NoneType"]),
     "softmax of integers": (lambda: softmax.softmax(I, 0), RuntimeError, ["softmax", "torch.int64"]),
     "softmax dim": (lambda: softmax.log_softmax(F, 2), IndexError, ["[-2, 1]"]),
-    "loss batch": (lambda: softmax.cross_entropy(F, tgrad.zeros(2, dtype=tgrad.int64)), ValueError, ["batch_size (3)", "batch_size (2)"]),
+    "loss batch": (lambda: softmax.cross_entropy(F, tgrad.zeros(2, dtype=tgrad.int64)), ValueError,
+        ["batch_size (3)", "batch_size (2)"]),
     "loss shape": (lambda: softmax.cross_entropy(F, I), RuntimeError, ["(3,)", "(3, 4)"]),
     "loss dtype": (lambda: softmax.cross_entropy(F, tgrad.zeros(3)), RuntimeError, ["Long", "Float"]),
     "loss reduction": (lambda: softmax.cross_entropy(F, I[:, 0], reduction="avg"), ValueError, ["avg"]),
     "loss types": (lambda: softmax.cross_entropy(F, [0, 1, 2]), TypeError, ["Tensor", "list"]),
-    "norm channels": (lambda: norm.batch_norm(F, None, None, tgrad.zeros(5), training=True), RuntimeError, ["weight", "4", "5"]),
-    "norm of one value": (lambda: norm.batch_norm(F[:1], None, None, training=True), ValueError, ["more than 1 value per channel", "[1, 4]"]),
+    "norm channels": (lambda: norm.batch_norm(F, None, None, tgrad.zeros(5), training=True), RuntimeError,
+        ["weight", "4", "5"]),
+    "norm of one value": (lambda: norm.batch_norm(F[:1], None, None, training=True), ValueError,
+        ["more than 1 value per channel", "[1, 4]"]),
     "default dtype": (lambda: tgrad.set_default_dtype(tgrad.int32), TypeError, ["floating-point", "torch.int32"]),
     "matmul precision": (lambda: tgrad.set_float32_matmul_precision("best"), RuntimeError, ["highest", "best"]),
     "dim type": (lambda: F.transpose("a", 0), TypeError, ["int", "str"]),
@@ -79,7 +85,8 @@ def test_refused(name):
     message = str(raised.value)
     assert message and "\n" not in message
     assert not [w for w in words if w.lower() not in message.lower()], message
-    frames = [f.filename for e in (raised.value, raised.value.__cause__) if e for f in traceback.extract_tb(e.__traceback__)]
+    frames = [f.filename for e in (raised.value,
+        raised.value.__cause__) if e for f in traceback.extract_tb(e.__traceback__)]
     assert not [f for f in frames if "triton" in f or "kernels" in f], "raised inside a kernel"
 
 

@@ -30,7 +30,8 @@ def directional(f, inputs, direction):
 
 
 def agree(analytic, numeric, what):
-    assert abs(analytic - numeric) <= CLOSE * max(1.0, abs(numeric)), f"{what}: {analytic!r}, by differences {numeric!r}"
+    close = abs(analytic - numeric) <= CLOSE * max(1.0, abs(numeric))
+    assert close, f"{what}: {analytic!r}, by differences {numeric!r}"
 
 
 def setup(sample, case):
@@ -82,15 +83,17 @@ def test_gradgradcheck(sample, case):
 
     leaves, g = [tensor(a) for a in arrays], tensor(u)
     firsts = gradients(leaves, g, True)
-    seconds = autograd.grad(firsts, [*leaves, g], [tgrad.tensor(x) for x in w], allow_unused=True, materialize_grads=True)
+    seconds = autograd.grad(firsts, [*leaves, g], [tgrad.tensor(x) for x in w], allow_unused=True,
+        materialize_grads=True)
     v = [rng.normal(size=a.shape) for a in (*arrays, u)]
     numeric = directional(
-        lambda xs: inner(map(values, gradients([tensor(x) for x in xs[:-1]], tensor(xs[-1]), False)), w), [*arrays, u], v
+        lambda xs: inner(map(values, gradients([tensor(x) for x in xs[:-1]], tensor(xs[-1]), False)), w), [*arrays, u],
+        v
     )
     agree(inner(map(values, seconds), v), numeric, "second derivative")
 
 
-# --- fused kernels and their composed twins ---------------------------------------------------------------------------
+# --- fused kernels and their composed twins --------------------------------------------------------------------------
 def both(op, inputs, *settings):
     """The gradients by the fast formulas (a plain backward) and by the composed ones (create_graph)."""
     rng = random("twins", *settings)
@@ -140,7 +143,7 @@ def test_every_fast_formula_is_compared_with_its_twin():
     assert {op.name for op in ops if getattr(op, "fast", None)} == compared
 
 
-# --- higher orders ----------------------------------------------------------------------------------------------------
+# --- higher orders ---------------------------------------------------------------------------------------------------
 def test_third_derivatives():
     """Differentiating what a backward recorded, again and again."""
     x = tensor(np.array([0.3, -1.2, 2.0]))

@@ -18,15 +18,24 @@ def both(function, *data, dtype="float32"):
 A, B = random("a").normal(size=(5, 7)), random("b").normal(size=(5, 7)) + 3
 
 WRITES = {
-    "add_": lambda m, a, b: a.add_(b), "sub_": lambda m, a, b: a.sub_(b), "mul_": lambda m, a, b: a.mul_(b), "div_": lambda m, a, b: a.div_(b),
-    "add_ number": lambda m, a, b: a.add_(2.5), "add_ alpha": lambda m, a, b: a.add_(b, alpha=0.5), "pow_": lambda m, a, b: a.abs_().pow_(b),
-    "iadd": lambda m, a, b: a.__iadd__(b), "isub": lambda m, a, b: a.__isub__(1), "imul": lambda m, a, b: a.__imul__(b), "idiv": lambda m, a, b: a.__itruediv__(b),
-    "broadcast": lambda m, a, b: a.add_(b[0]), "itself": lambda m, a, b: a.mul_(a), "scalar tensor": lambda m, a, b: a.mul_(b[0, 0]),
-    "neg_": lambda m, a, b: a.neg_(), "exp_": lambda m, a, b: a.exp_(), "relu_": lambda m, a, b: a.relu_(), "tanh_": lambda m, a, b: a.tanh_(),
-    "clamp_": lambda m, a, b: a.clamp_(-0.5, 0.5), "clamp_ min": lambda m, a, b: a.clamp_(min=0), "zero_": lambda m, a, b: a.zero_(),
-    "fill_": lambda m, a, b: a.fill_(3), "copy_": lambda m, a, b: a.copy_(b), "copy_ row": lambda m, a, b: a.copy_(b[:1]),
-    "copy_ cast": lambda m, a, b: a.copy_(b.double()), "sqrt_": lambda m, a, b: a.abs_().sqrt_(), "sigmoid_": lambda m, a, b: a.sigmoid_(),
-    "transposed": lambda m, a, b: a.t().add_(b.t()), "column": lambda m, a, b: a[:, 2].mul_(10), "step": lambda m, a, b: a[::2, 1::3].add_(1),
+    "add_": lambda m, a, b: a.add_(b), "sub_": lambda m, a, b: a.sub_(b), "mul_": lambda m, a, b: a.mul_(b),
+    "div_": lambda m, a, b: a.div_(b),
+    "add_ number": lambda m, a, b: a.add_(2.5), "add_ alpha": lambda m, a, b: a.add_(b, alpha=0.5), "pow_": lambda m, a,
+    b: a.abs_().pow_(b),
+    "iadd": lambda m, a, b: a.__iadd__(b), "isub": lambda m, a, b: a.__isub__(1), "imul": lambda m, a, b: a.__imul__(b),
+    "idiv": lambda m, a, b: a.__itruediv__(b),
+    "broadcast": lambda m, a, b: a.add_(b[0]), "itself": lambda m, a, b: a.mul_(a), "scalar tensor": lambda m, a,
+    b: a.mul_(b[0, 0]),
+    "neg_": lambda m, a, b: a.neg_(), "exp_": lambda m, a, b: a.exp_(), "relu_": lambda m, a, b: a.relu_(),
+    "tanh_": lambda m, a, b: a.tanh_(),
+    "clamp_": lambda m, a, b: a.clamp_(-0.5, 0.5), "clamp_ min": lambda m, a, b: a.clamp_(min=0), "zero_": lambda m, a,
+    b: a.zero_(),
+    "fill_": lambda m, a, b: a.fill_(3), "copy_": lambda m, a, b: a.copy_(b), "copy_ row": lambda m, a,
+    b: a.copy_(b[:1]),
+    "copy_ cast": lambda m, a, b: a.copy_(b.double()), "sqrt_": lambda m, a, b: a.abs_().sqrt_(), "sigmoid_": lambda m,
+    a, b: a.sigmoid_(),
+    "transposed": lambda m, a, b: a.t().add_(b.t()), "column": lambda m, a, b: a[:, 2].mul_(10), "step": lambda m, a,
+    b: a[::2, 1::3].add_(1),
 }  # fmt: skip
 EXACT = {"exp_": 1e-6, "tanh_": 1e-6, "sigmoid_": 1e-6, "pow_": 2e-6}
 
@@ -43,7 +52,8 @@ def test_values_and_versions(name):
 
 
 @pytest.mark.parametrize("key, value", [
-    (0, 5.0), ((1, 2), 7), (slice(1, 4), 0.5), ((slice(None), 3), "row"), (Ellipsis, 1.0), ((slice(None, None, 2), slice(1, 3)), 2), (2, "column"),
+    (0, 5.0), ((1, 2), 7), (slice(1, 4), 0.5), ((slice(None), 3), "row"), (Ellipsis, 1.0),
+    ((slice(None, None, 2), slice(1, 3)), 2), (2, "column"),
     ((slice(None), None, 1), 4), (slice(3, 3), 1.0),
 ], ids=str)  # fmt: skip
 def test_setitem(key, value):
@@ -89,15 +99,20 @@ def test_integers_in_place():
     assert_same(ours, theirs)
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------------
 REFUSED = {
     "leaf": lambda m, x: x.add_(1), "leaf, +=": lambda m, x: x.__iadd__(1), "leaf, zero_": lambda m, x: x.zero_(),
-    "leaf, setitem": lambda m, x: x.__setitem__(0, 1.0), "view of a leaf": lambda m, x: x[1:].mul_(2), "leaf, normal_": lambda m, x: x.normal_(),
+    "leaf, setitem": lambda m, x: x.__setitem__(0, 1.0), "view of a leaf": lambda m, x: x[1:].mul_(2),
+    "leaf, normal_": lambda m, x: x.normal_(),
     "shape": lambda m, x: x.detach().add_(m.ones(2, 3)), "shape, copy_": lambda m, x: x.detach().copy_(m.ones(4)),
-    "dtype": lambda m, x: m.zeros(3, dtype=m.int64).add_(1.5), "dtype, tensor": lambda m, x: m.zeros(3, dtype=m.int32).mul_(m.ones(3)),
-    "dtype, bool": lambda m, x: m.zeros(3, dtype=m.bool).add_(1), "dtype, exp_": lambda m, x: m.ones(3, dtype=m.int64).exp_(),
-    "overlap of itself": lambda m, x: m.zeros(1).expand(3).add_(1), "overlap of itself, copy_": lambda m, x: m.zeros(1).expand(3).copy_(m.ones(3)),
-    "partial overlap": lambda m, x: x.detach()[1:].add_(x.detach()[:-1]), "partial overlap, copy_": lambda m, x: x.detach()[:2].mul_(x.detach()[1:]),
+    "dtype": lambda m, x: m.zeros(3, dtype=m.int64).add_(1.5), "dtype, tensor": lambda m,
+    x: m.zeros(3, dtype=m.int32).mul_(m.ones(3)),
+    "dtype, bool": lambda m, x: m.zeros(3, dtype=m.bool).add_(1), "dtype, exp_": lambda m,
+    x: m.ones(3, dtype=m.int64).exp_(),
+    "overlap of itself": lambda m, x: m.zeros(1).expand(3).add_(1), "overlap of itself, copy_": lambda m,
+    x: m.zeros(1).expand(3).copy_(m.ones(3)),
+    "partial overlap": lambda m, x: x.detach()[1:].add_(x.detach()[:-1]), "partial overlap, copy_": lambda m,
+    x: x.detach()[:2].mul_(x.detach()[1:]),
 }  # fmt: skip
 
 
@@ -130,7 +145,8 @@ MODIFIED = "one of the variables needed for gradient computation has been modifi
 
 
 @pytest.mark.parametrize("modify", [
-    lambda x, w, y: w.add_(1), lambda x, w, y: w[0].fill_(1), lambda x, w, y: w.detach().zero_(), lambda x, w, y: w.zero_(),
+    lambda x, w, y: w.add_(1), lambda x, w, y: w[0].fill_(1), lambda x, w, y: w.detach().zero_(), lambda x, w,
+    y: w.zero_(),
     lambda x, w, y: w.__setitem__(1, 5.0),
 ], ids=["add_", "view", "detach", "zero_", "setitem"])  # fmt: skip
 def test_a_saved_tensor_that_was_modified_is_noticed(modify):
@@ -139,7 +155,8 @@ def test_a_saved_tensor_that_was_modified_is_noticed(modify):
     modify(x, w, y)
     with pytest.raises(RuntimeError, match=MODIFIED) as error:
         y.sum().backward()
-    assert "[torch.FloatTensor [2]]" in str(error.value).replace("cuda.", "") and "is at version 1; expected version 0" in str(error.value)
+    assert "[torch.FloatTensor [2]]" in str(error.value).replace("cuda.",
+        "") and "is at version 1; expected version 0" in str(error.value)
 
 
 def test_a_result_that_was_saved_and_modified_is_noticed():
@@ -170,20 +187,26 @@ def test_data_is_not_counted():
     assert x.grad.tolist() == [10.0, 10.0]
 
 
-# --- histories, against torch ------------------------------------------------------------------------------------------
+# --- histories, against torch ----------------------------------------------------------------------------------------
 def op(name):
     return lambda m, h, w: getattr(h, name)()
 
 
 HISTORIES = {
     "mul_ w": lambda m, h, w: h.mul_(w), "div_ w": lambda m, h, w: h.div_(w), "add_ itself": lambda m, h, w: h.add_(h),
-    "exp_": op("exp_"), "tanh_": op("tanh_"), "sin_": op("sin_"), "relu_": op("relu_"), "square_": op("square_"), "pow_": lambda m, h, w: h.abs_().pow_(3),
-    "log_": lambda m, h, w: h.abs_().log_(), "sqrt_": lambda m, h, w: h.abs_().sqrt_(), "sigmoid_": op("sigmoid_"), "clamp_": lambda m, h, w: h.clamp_(-1, 1),
-    "zero_": op("zero_"), "fill_": lambda m, h, w: h.fill_(2), "copy_": lambda m, h, w: h.copy_(w), "copy_ broadcast": lambda m, h, w: h.copy_(w[:1]),
+    "exp_": op("exp_"), "tanh_": op("tanh_"), "sin_": op("sin_"), "relu_": op("relu_"), "square_": op("square_"),
+    "pow_": lambda m, h, w: h.abs_().pow_(3),
+    "log_": lambda m, h, w: h.abs_().log_(), "sqrt_": lambda m, h, w: h.abs_().sqrt_(), "sigmoid_": op("sigmoid_"),
+    "clamp_": lambda m, h, w: h.clamp_(-1, 1),
+    "zero_": op("zero_"), "fill_": lambda m, h, w: h.fill_(2), "copy_": lambda m, h, w: h.copy_(w),
+    "copy_ broadcast": lambda m, h, w: h.copy_(w[:1]),
     "chain": lambda m, h, w: h.mul_(2).add_(w).mul_(w).sin_(), "pow_ w": lambda m, h, w: h.abs_().pow_(w),
-    "view": lambda m, h, w: h[1:].mul_(w[1:]), "setitem": lambda m, h, w: h.__setitem__(0, w[0]), "setitem number": lambda m, h, w: h.__setitem__((0, 1), 5.0),
-    "view of a view": lambda m, h, w: h.t()[1:].t()[::2].mul_(w[::2, 1:]), "two views": lambda m, h, w: (h[0].add_(w[1]), h[:, 1].mul_(w[:, 0])),
-    "view then base": lambda m, h, w: (h[0].mul_(3), h.mul_(w), h[1].zero_()), "view read later": lambda m, h, w: (lambda v: (h.mul_(w), h.add_(v.sum())))(h[1]),
+    "view": lambda m, h, w: h[1:].mul_(w[1:]), "setitem": lambda m, h, w: h.__setitem__(0, w[0]),
+    "setitem number": lambda m, h, w: h.__setitem__((0, 1), 5.0),
+    "view of a view": lambda m, h, w: h.t()[1:].t()[::2].mul_(w[::2, 1:]), "two views": lambda m, h,
+    w: (h[0].add_(w[1]), h[:, 1].mul_(w[:, 0])),
+    "view then base": lambda m, h, w: (h[0].mul_(3), h.mul_(w), h[1].zero_()), "view read later": lambda m, h,
+    w: (lambda v: (h.mul_(w), h.add_(v.sum())))(h[1]),
     "+=": lambda m, h, w: h.__setitem__(1, h[1].__iadd__(w[0])),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Memory to the byte: what each op saves, what the ledger counts, and that everything is freed, when, and without gc."""
+"""Memory to the byte: what each op saves, what the ledger counts, and when everything is freed, without gc."""
 
 import numpy as np
 import pytest
@@ -29,26 +29,39 @@ def column(*shape, grad=True):
 CONDITION = tgrad.tensor(np.arange(35).reshape(5, 7) % 2 == 0)
 TARGET = tgrad.tensor([0, 1, 2, 3, 4])
 SAVES = [
-    ("mul", lambda x, w: x * w, "x", {"w"}), ("mul", lambda x, w: x * w, "w", {"x"}), ("mul", lambda x, w: x * w, "xw", {"x", "w"}),
+    ("mul", lambda x, w: x * w, "x", {"w"}), ("mul", lambda x, w: x * w, "w", {"x"}),
+    ("mul", lambda x, w: x * w, "xw", {"x", "w"}),
     ("square by mul", lambda x, w: x * x, "x", {"x"}), ("mul number", lambda x, w: x * 2, "x", set()),
-    ("add", lambda x, w: x + w, "xw", set()), ("sub", lambda x, w: x - w, "xw", set()), ("neg", lambda x, w: -x, "x", set()),
+    ("add", lambda x, w: x + w, "xw", set()), ("sub", lambda x, w: x - w, "xw", set()),
+    ("neg", lambda x, w: -x, "x", set()),
     ("add number", lambda x, w: x + 1.5, "x", set()), ("rsub", lambda x, w: 1 - x, "x", set()),
-    ("div", lambda x, w: x / w, "x", {"w"}), ("div", lambda x, w: x / w, "w", {"x", "w"}), ("div number", lambda x, w: x / 3, "x", set()),
+    ("div", lambda x, w: x / w, "x", {"w"}), ("div", lambda x, w: x / w, "w", {"x", "w"}),
+    ("div number", lambda x, w: x / 3, "x", set()),
     ("pow number", lambda x, w: x**3, "x", {"x"}), ("pow", lambda x, w: x**w, "w", {"x", "w", "out"}),
     ("maximum", lambda x, w: tgrad.maximum(x, w), "x", {"x", "w"}), ("clamp", lambda x, w: x.clamp(0, 1), "x", {"x"}),
     ("where", lambda x, w: tgrad.where(CONDITION, x, w), "xw", {35}), ("clone", lambda x, w: x.clone(), "x", set()),
-    *((n, lambda x, w, n=n: getattr(tgrad, n)(x), "x", {"out"}) for n in ("exp", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu")),
+    *((n, lambda x, w, n=n: getattr(tgrad, n)(x), "x", {"out"}) for n in ("exp", "sqrt", "rsqrt", "reciprocal", "tanh",
+        "sigmoid", "relu")),
     *((n, lambda x, w, n=n: getattr(tgrad, n)(x), "x", {"x"}) for n in ("log", "sin", "cos", "square", "abs", "erf")),
     *((r.name, lambda x, w, r=r: r(x), "x", {"x"}) for r in (p.gelu, p.gelu_tanh, p.silu)),
-    ("leaky_relu", lambda x, w: p.leaky_relu(x, 0.1), "x", {"x"}), ("softplus", lambda x, w: p.softplus(x, 1.0, 20.0), "x", {"x"}),
-    ("sum", lambda x, w: x.sum(), "x", set()), ("sum dim", lambda x, w: x.sum(1), "x", set()), ("mean", lambda x, w: x.mean(0), "x", set()),
-    ("amax", lambda x, w: x.amax(1), "x", {"x", "out"}), ("view", lambda x, w: x.view(35), "x", set()), ("t", lambda x, w: x.t(), "x", set()),
-    ("slice", lambda x, w: x[1:, ::2], "x", set()), ("expand", lambda x, w: x.expand(3, 5, 7), "x", set()), ("cast", lambda x, w: x.double(), "x", set()),
-    ("reshape with a copy", lambda x, w: x.t().reshape(35), "x", set()), ("comparison", lambda x, w: x > w, "xw", set()),
-    ("matmul", lambda x, w: x @ w.t(), "x", {"w"}), ("matmul", lambda x, w: x @ w.t(), "w", {"x"}), ("matmul", lambda x, w: x @ w.t(), "xw", {"x", "w"}),
-    ("linear", lambda x, w: matmul.linear(x, w), "w", {"x"}), ("linear", lambda x, w: matmul.linear(x, w), "xw", {"x", "w"}),
-    ("softmax", lambda x, w: softmax.softmax(x, 1), "x", {"out"}), ("log_softmax", lambda x, w: softmax.log_softmax(x, 0), "x", {"out"}),
-    ("cross_entropy", lambda x, w: softmax.cross_entropy(x, TARGET), "x", {"x", 40, 4}), ("dropout", lambda x, w: creation.dropout(x, 0.5), "x", set()),
+    ("leaky_relu", lambda x, w: p.leaky_relu(x, 0.1), "x", {"x"}),
+    ("softplus", lambda x, w: p.softplus(x, 1.0, 20.0), "x", {"x"}),
+    ("sum", lambda x, w: x.sum(), "x", set()), ("sum dim", lambda x, w: x.sum(1), "x", set()),
+    ("mean", lambda x, w: x.mean(0), "x", set()),
+    ("amax", lambda x, w: x.amax(1), "x", {"x", "out"}), ("view", lambda x, w: x.view(35), "x", set()),
+    ("t", lambda x, w: x.t(), "x", set()),
+    ("slice", lambda x, w: x[1:, ::2], "x", set()), ("expand", lambda x, w: x.expand(3, 5, 7), "x", set()),
+    ("cast", lambda x, w: x.double(), "x", set()),
+    ("reshape with a copy", lambda x, w: x.t().reshape(35), "x", set()),
+    ("comparison", lambda x, w: x > w, "xw", set()),
+    ("matmul", lambda x, w: x @ w.t(), "x", {"w"}), ("matmul", lambda x, w: x @ w.t(), "w", {"x"}),
+    ("matmul", lambda x, w: x @ w.t(), "xw", {"x", "w"}),
+    ("linear", lambda x, w: matmul.linear(x, w), "w", {"x"}),
+    ("linear", lambda x, w: matmul.linear(x, w), "xw", {"x", "w"}),
+    ("softmax", lambda x, w: softmax.softmax(x, 1), "x", {"out"}),
+    ("log_softmax", lambda x, w: softmax.log_softmax(x, 0), "x", {"out"}),
+    ("cross_entropy", lambda x, w: softmax.cross_entropy(x, TARGET), "x", {"x", 40, 4}),
+    ("dropout", lambda x, w: creation.dropout(x, 0.5), "x", set()),
     ("nothing wanted", lambda x, w: (x * w).exp(), "", set()),
 ]  # fmt: skip
 
@@ -65,10 +78,9 @@ def test_what_an_op_saves(call, wanted, expected):
         assert r.logical_bytes == r.storage_bytes  # nothing larger is pinned
 
 
-@pytest.mark.anywhere
 @pytest.mark.parametrize("sample", [pytest.param(s, id=s.id) for s in SAMPLES])
 def test_the_graphs_bytes_are_the_ledgers(sample):
-    """After a forward pass, what is new is the result and what the graph keeps, to the byte; with no_grad the result alone."""
+    """What a forward pass adds is its result and what the graph keeps, to the byte; with no_grad the result alone."""
     ours, _, _ = sample.build(sample.cases[-1], tgrad.float32)
     settings = sample.cases[-1].settings
     mine = {t.storage.id for t in ours}
@@ -88,7 +100,6 @@ def test_the_graphs_bytes_are_the_ledgers(sample):
         del out
 
 
-@pytest.mark.anywhere
 @pytest.mark.parametrize("sample", [pytest.param(s, id=s.id) for s in DIFFERENTIABLE])
 def test_backward_leaves_nothing_behind(sample):
     """After backward there are gradients, and after they are dropped nothing: by reference counts, without gc."""
@@ -108,7 +119,7 @@ def test_backward_leaves_nothing_behind(sample):
             assert ledger.live_bytes == before
 
 
-# --- hand-computed figures ---------------------------------------------------------------------------------------------
+# --- hand-computed figures -------------------------------------------------------------------------------------------
 @pytest.mark.anywhere
 def test_an_mlp_by_hand():
     """Batch 4, 7 -> 5 -> 3, float32: relu's result is the second layer's input and is kept once."""
@@ -145,7 +156,7 @@ def test_saved_records_describe():
     assert len(nodes(z)) == 2
 
 
-# --- when memory is freed ------------------------------------------------------------------------------------------------
+# --- when memory is freed --------------------------------------------------------------------------------------------
 N = 4096  # bytes of one activation
 
 
@@ -247,7 +258,8 @@ def test_hooks_and_retained_gradients_make_no_cycle():
 def test_an_op_that_is_refused_leaves_nothing():
     x, w = column(5, 7), column(4, 7)
     before = ledger.live_bytes, ledger.allocations
-    for call in (lambda: x + w, lambda: x @ w, lambda: x.view(8), lambda: softmax.cross_entropy(x, TARGET[:2]), lambda: x.add_(1)):
+    for call in (lambda: x + w, lambda: x @ w, lambda: x.view(8), lambda: softmax.cross_entropy(x, TARGET[:2]),
+        lambda: x.add_(1)):
         with pytest.raises((RuntimeError, ValueError)):
             call()
     assert (ledger.live_bytes, ledger.allocations) == before
@@ -267,7 +279,8 @@ def test_a_failed_backward_leaves_nothing_but_the_graph():
 @pytest.mark.anywhere
 def test_out_of_memory():
     before = ledger.live_bytes
-    with pytest.raises(OutOfMemoryError, match="bytes were asked for; tgrad holds .* Free tensors, or use smaller batches") as error:
+    with pytest.raises(OutOfMemoryError,
+        match="bytes were asked for; tgrad holds .* Free tensors, or use smaller batches") as error:
         tgrad.empty(2**48)
     assert "\n" not in str(error.value) and ledger.live_bytes == before
 

@@ -106,7 +106,8 @@ def test_a_class_is_no_context_manager():
 # --- decorators ------------------------------------------------------------------------------------------------------
 DECORATORS = [
     (tgrad.no_grad, (False, False)), (tgrad.no_grad(), (False, False)), (tgrad.enable_grad, (True, False)),
-    (tgrad.enable_grad(), (True, False)), (tgrad.inference_mode, (False, True)), (tgrad.inference_mode(), (False, True)),
+    (tgrad.enable_grad(), (True, False)), (tgrad.inference_mode, (False, True)),
+    (tgrad.inference_mode(), (False, True)),
     (tgrad.inference_mode(False), (True, False)),
 ]  # fmt: skip
 
@@ -210,7 +211,7 @@ def test_generators_enter_the_mode_at_each_resumption():
     assert stop.value.value == 7
 
 
-# --- results under no_grad ---------------------------------------------------------------------------------------------
+# --- results under no_grad -------------------------------------------------------------------------------------------
 def test_results_under_no_grad(x):
     with tgrad.no_grad():
         y = x * 2
@@ -222,7 +223,8 @@ def test_results_under_no_grad(x):
 
 def test_factories_obey_their_own_argument():
     with tgrad.no_grad():
-        for t in (tgrad.ones(2, requires_grad=True), tgrad.tensor([1.0], requires_grad=True), tgrad.randn(2, requires_grad=True)):
+        for t in (tgrad.ones(2, requires_grad=True), tgrad.tensor([1.0], requires_grad=True),
+            tgrad.randn(2, requires_grad=True)):
             assert t.requires_grad and t.is_leaf and not (t * 2).requires_grad
 
 
@@ -297,7 +299,7 @@ def test_a_mode_that_a_hook_leaves_behind_does_not_escape(x):
     assert tgrad.is_grad_enabled()
 
 
-# --- inference mode ------------------------------------------------------------------------------------------------------
+# --- inference mode --------------------------------------------------------------------------------------------------
 def test_inference_tensors(x):
     with tgrad.inference_mode():
         made, computed, cloned, viewed = tgrad.ones(3), x * 2, x.clone(), x[1:]

@@ -13,19 +13,27 @@ seeds = st.integers(0, 2**16)
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
 UNARY = {
-    "tanh": lambda m, a: a.tanh(), "sin": lambda m, a: a.sin(), "sigmoid": lambda m, a: a.sigmoid(), "relu": lambda m, a: a.relu(),
-    "exp": lambda m, a: a.tanh().exp(), "log": lambda m, a: (a.square() + 1).log(), "abs": lambda m, a: a.abs(), "half": lambda m, a: a * 0.5,
+    "tanh": lambda m, a: a.tanh(), "sin": lambda m, a: a.sin(), "sigmoid": lambda m, a: a.sigmoid(), "relu": lambda m,
+    a: a.relu(),
+    "exp": lambda m, a: a.tanh().exp(), "log": lambda m, a: (a.square() + 1).log(), "abs": lambda m, a: a.abs(),
+    "half": lambda m, a: a * 0.5,
     "sqrt": lambda m, a: (a.abs() + 0.5).sqrt(), "clamp": lambda m, a: a.clamp(-0.7, 0.9), "neg": lambda m, a: 1 - a,
-    "sum0": lambda m, a: a.sum(0, keepdim=True), "mean": lambda m, a: a.mean(-1, keepdim=True), "amax": lambda m, a: a.amax(0),
-    "t": lambda m, a: a.transpose(0, -1), "slice": lambda m, a: a[::2], "flat": lambda m, a: a.reshape(-1), "new": lambda m, a: a[None],
-    "softmax": lambda m, a: m.softmax(a, -1), "log_softmax": lambda m, a: m.log_softmax(a, 0), "clone": lambda m, a: a.clone(),
+    "sum0": lambda m, a: a.sum(0, keepdim=True), "mean": lambda m, a: a.mean(-1, keepdim=True), "amax": lambda m,
+    a: a.amax(0),
+    "t": lambda m, a: a.transpose(0, -1), "slice": lambda m, a: a[::2], "flat": lambda m, a: a.reshape(-1),
+    "new": lambda m, a: a[None],
+    "softmax": lambda m, a: m.softmax(a, -1), "log_softmax": lambda m, a: m.log_softmax(a, 0), "clone": lambda m,
+    a: a.clone(),
 }  # fmt: skip
 BINARY = {
-    "add": lambda m, a, b: a + b, "sub": lambda m, a, b: a - b, "mul": lambda m, a, b: a * b.tanh(), "div": lambda m, a, b: a / (b.square() + 1),
-    "maximum": lambda m, a, b: m.maximum(a, b), "minimum": lambda m, a, b: m.minimum(a, b), "where": lambda m, a, b: m.where(a > b, a * 2, b),
+    "add": lambda m, a, b: a + b, "sub": lambda m, a, b: a - b, "mul": lambda m, a, b: a * b.tanh(), "div": lambda m, a,
+    b: a / (b.square() + 1),
+    "maximum": lambda m, a, b: m.maximum(a, b), "minimum": lambda m, a, b: m.minimum(a, b), "where": lambda m, a,
+    b: m.where(a > b, a * 2, b),
     "matmul": lambda m, a, b: (a.tanh() @ b.tanh()) * 0.5, "outer": lambda m, a, b: a.unsqueeze(-1).tanh() * b.tanh(),
 }  # fmt: skip
-STEPS = st.lists(st.tuples(st.sampled_from([*UNARY, *BINARY]), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8)
+STEPS = st.lists(st.tuples(st.sampled_from([*UNARY, *BINARY]), st.integers(0, 9), st.integers(0, 9)), min_size=1,
+    max_size=8)
 SHAPES = st.sampled_from([(3,), (3, 3), (1, 3), (3, 1), (5, 3), (2, 3, 3)])
 
 
@@ -80,7 +88,7 @@ def test_second_derivatives_of_graphs(steps, shape, seed):
     np.testing.assert_allclose(results[0], results[1], rtol=1e-9, atol=1e-10)
 
 
-# --- layouts of results ------------------------------------------------------------------------------------------------
+# --- layouts of results ----------------------------------------------------------------------------------------------
 @st.composite
 def arranged(draw, shape):
     """A function that makes a tensor of `shape` with strides of some kind, in either library."""
@@ -103,10 +111,12 @@ def arranged(draw, shape):
 @given(data=st.data(), shape=st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=4), count=st.integers(1, 3))
 def test_strides_of_pointwise_results(data, shape, count):
     makers = [data.draw(arranged(shape)) for _ in range(count)]
+    strides = {}
 
     def run(m):
         ts = [make(m, i) for i, make in enumerate(makers)]
-        return ts[0].exp() if count == 1 else ts[0] + ts[1] if count == 2 else m.where(ts[0] > 0, ts[1], ts[2])
+        strides[m] = [t.stride() for t in ts]
+        return ts[0].exp() if count == 1 else ts[0] + ts[1] if count == 2 else m.clamp(ts[0], ts[1], ts[2])
 
     try:
         want = run(torch)
@@ -114,22 +124,30 @@ def test_strides_of_pointwise_results(data, shape, count):
         return
     got = run(tgrad)
     np.testing.assert_allclose(values(got), want.numpy(), rtol=1e-14)
-    moving = [d for d, n in enumerate(want.shape) if n > 1]  # torch has several answers for a dimension of size 1
-    assert [got.stride(d) for d in moving] == [want.stride(d) for d in moving]
+    # One or two operands of the same strides: torch's, exactly; else up to those of dimensions of size 1.
+    alike = len(set(strides[torch])) == 1 and want.ndim < 4
+    moving = [d for d, n in enumerate(want.shape) if alike or n > 1]
+    assert strides[tgrad] == strides[torch]
+    assert [got.stride(d) for d in moving] == [want.stride(d) for d in moving], (shape, strides[torch])
 
 
-# --- views and writes --------------------------------------------------------------------------------------------------
+# --- views and writes ------------------------------------------------------------------------------------------------
 VIEWS = {
-    "t": lambda v, i: v.transpose(0, -1), "head": lambda v, i: v[: 1 + i], "step": lambda v, i: v[i % 2 :: 2], "item": lambda v, i: v[i % len(v)],
-    "last": lambda v, i: v[..., i % v.shape[-1] :], "new": lambda v, i: v.unsqueeze(i % 2), "flat": lambda v, i: v.view(-1), "same": lambda v, i: v.view(v.shape),
+    "t": lambda v, i: v.transpose(0, -1), "head": lambda v, i: v[: 1 + i], "step": lambda v, i: v[i % 2 :: 2],
+    "item": lambda v, i: v[i % max(len(v), 1)],
+    "last": lambda v, i: v[..., i:], "new": lambda v, i: v.unsqueeze(i % 2), "flat": lambda v,
+    i: v.view(-1), "same": lambda v, i: v.view(v.shape),
 }  # fmt: skip
 WRITES = {
-    "mul_": lambda m, v, w: v.mul_(w), "add_": lambda m, v, w: v.add_(w), "number": lambda m, v, w: v.mul_(2.5), "zero_": lambda m, v, w: v.zero_(),
-    "copy_": lambda m, v, w: v.copy_(w), "sin_": lambda m, v, w: v.sin_(), "itself": lambda m, v, w: v.add_(v), "div_": lambda m, v, w: v.div_(w + 3),
+    "mul_": lambda m, v, w: v.mul_(w), "add_": lambda m, v, w: v.add_(w), "number": lambda m, v, w: v.mul_(2.5),
+    "zero_": lambda m, v, w: v.zero_(),
+    "copy_": lambda m, v, w: v.copy_(w), "sin_": lambda m, v, w: v.sin_(), "itself": lambda m, v, w: v.add_(v),
+    "div_": lambda m, v, w: v.div_(w + 3),
     "read": lambda m, v, w: v.square(),
 }  # fmt: skip
 PROGRAM = st.lists(
-    st.tuples(st.integers(0, 5), st.sampled_from(list(VIEWS)), st.integers(0, 3), st.sampled_from([None, *WRITES])), min_size=1, max_size=7
+    st.tuples(st.integers(0, 5), st.sampled_from(list(VIEWS)), st.integers(0, 3), st.sampled_from([None, *WRITES])),
+    min_size=1, max_size=7
 )
 
 
@@ -141,7 +159,8 @@ def test_writes_through_views(program, grad, seed):
     base, factor, weight = rng.normal(size=(4, 3)), rng.normal(), rng.normal(size=(4, 3))
 
     def run(m):
-        x, w = m.tensor(base, dtype=m.float64, requires_grad=grad), m.tensor(factor, dtype=m.float64, requires_grad=True)
+        x = m.tensor(base, dtype=m.float64, requires_grad=grad)
+        w = m.tensor(factor, dtype=m.float64, requires_grad=True)
         root = x * 1.5
         views, log, extra = [root], [], m.zeros((), dtype=m.float64)
         for i, name, k, write in program:
@@ -163,7 +182,8 @@ def test_writes_through_views(program, grad, seed):
         except RuntimeError as error:
             assert "modified by an inplace" in str(error)
             return log, root.tolist(), None
-        return log, [np.asarray(v.tolist()) for v in views], [None if g is None else np.asarray(g.tolist()) for g in grads]
+        found = [None if g is None else np.asarray(g.tolist()) for g in grads]
+        return log, [np.asarray(v.tolist()) for v in views], found
 
     (log, made, grads), (log_there, made_there, grads_there) = run(tgrad), run(torch)
     assert log == log_there
@@ -191,9 +211,11 @@ def test_sums_over_any_dimensions(shape, data):
 
 
 @bounded(100)
-@given(data=st.data(), m=st.integers(1, 5), k=st.integers(1, 5), n=st.integers(1, 5), lead=st.sampled_from([(), (2,), (3, 1), (1, 2)]))
+@given(data=st.data(), m=st.integers(1, 5), k=st.integers(1, 5), n=st.integers(1, 5),
+    lead=st.sampled_from([(), (2,), (3, 1), (1, 2)]))
 def test_products_of_any_strides(data, m, k, n, lead):
-    left, right = data.draw(arranged([*lead, m, k])), data.draw(arranged([2, k, n]) if lead in ((), (2,)) else arranged([k, n]))
+    left = data.draw(arranged([*lead, m, k]))
+    right = data.draw(arranged([2, k, n]) if lead in ((), (2,)) else arranged([k, n]))
     try:
         want = left(torch, 0) @ right(torch, 1)
     except RuntimeError:

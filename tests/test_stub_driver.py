@@ -1,35 +1,36 @@
-"""The GPU path up to the driver's door: what tgrad launches, over a libcuda that does nothing (tests/stub)."""
+"""What a machine without a GPU can hold of the GPU path, in processes of their own (tests/stub).
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+Launches: what tgrad hands the driver, over a libcuda that does nothing. Two devices: where tensors live and which moves
+are made, with host memory in the place of the GPU's.
+"""
+
+import functools
 
 import pytest
 
-from tests.stub import driver
-from tests.stub.cases import CASES
+from tests.aot_reports import made
+from tests.stub import cases, driver, two_devices
+from tgrad.device import compute
 
-ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """What each case said, run in a process of its own whose Triton launches through the stub."""
-    path = tmp_path_factory.mktemp("stub") / "report.json"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TGRAD_LAUNCH": "driver", "PYTHONPATH": str(ROOT)}
-    environment.setdefault("TRITON_CACHE_DIR", str(ROOT / ".pytest_cache/aot/triton"))  # where test_aot.py's kernels are
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.stub.cases", str(path)], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(path.read_text())
+pytestmark = pytest.mark.skipif(compute.type != "cpu", reason="there is a GPU: the other tests run on it")
 
 
-@pytest.mark.xdist_group("stub")
-@pytest.mark.parametrize("name", CASES)
-def test_launches(report, name):
-    assert not report[name], report[name]
+@functools.cache
+def launches():
+    return made("launches", "tests.stub.cases", TGRAD_LAUNCH="driver")
+
+
+@functools.cache
+def devices():
+    return made("devices", "tests.stub.two_devices")
+
+
+@pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
+@pytest.mark.parametrize("name", cases.CASES)
+def test_launches(name):
+    assert not launches()[name], launches()[name]
+
+
+@pytest.mark.parametrize("name", two_devices.CASES)
+def test_two_devices(name):
+    assert not devices()[name], devices()[name]

@@ -27,8 +27,10 @@ def same_view(ours, theirs):
 
 
 INDICES = [
-    0, -1, (1, 2), slice(None), slice(1, 4), slice(None, None, 2), slice(-3, None), slice(4, 1), slice(0, 100), None, Ellipsis,
-    (Ellipsis, 0), (0, Ellipsis), (slice(None), None, 1), (None, None), (slice(1, 3), slice(None, None, 3)), (Ellipsis, slice(1, 2), None),
+    0, -1, (1, 2), slice(None), slice(1, 4), slice(None, None, 2), slice(-3, None), slice(4, 1), slice(0, 100), None,
+    Ellipsis,
+    (Ellipsis, 0), (0, Ellipsis), (slice(None), None, 1), (None, None), (slice(1, 3), slice(None, None, 3)),
+    (Ellipsis, slice(1, 2), None),
     (2, slice(1, 5, 2)), (slice(None), Ellipsis, slice(None)), (), (Ellipsis, None, 1),
 ]  # fmt: skip
 
@@ -102,7 +104,8 @@ def test_detach_and_data_share_memory():
 def test_unbind_split_and_iteration():
     ours, theirs = both((5, 7))
     for mine, other in [
-        (ours.unbind(1), theirs.unbind(1)), (ours.split(2), theirs.split(2)), (ours.split(3, dim=1), theirs.split(3, dim=1)),
+        (ours.unbind(1), theirs.unbind(1)), (ours.split(2), theirs.split(2)),
+        (ours.split(3, dim=1), theirs.split(3, dim=1)),
         (ours.split([1, 4]), theirs.split([1, 4])), (tuple(ours), tuple(theirs)),
     ]:  # fmt: skip
         assert len(mine) == len(other)
@@ -113,7 +116,8 @@ def test_unbind_split_and_iteration():
 def test_attributes_of_shape():
     x = tgrad.zeros(2, 3, 5)
     assert (x.shape, x.size(), x.size(-1), x.dim(), x.ndim, x.numel(), len(x)) == ((2, 3, 5), (2, 3, 5), 5, 3, 3, 30, 2)
-    assert repr(x.shape) == "torch.Size([2, 3, 5])" and x.shape.numel() == 30 and repr(x.shape[1:]) == "torch.Size([3, 5])"
+    assert repr(x.shape) == "torch.Size([2, 3, 5])" and repr(x.shape[1:]) == "torch.Size([3, 5])"
+    assert x.shape.numel() == 30
     assert x.stride() == (15, 5, 1) and x.stride(0) == 15 and x.is_contiguous() and not x.mT.is_contiguous()
     assert x[0].T.shape == (5, 3) and x.mT.shape == (2, 5, 3)
     assert x.view_as(tgrad.zeros(30)).shape == x.reshape_as(tgrad.zeros(6, 5)).reshape(30).shape == (30,)
@@ -129,11 +133,14 @@ def test_contiguous_is_itself_or_a_copy():
 
 
 @pytest.mark.parametrize("call", [
-    lambda x: x.view(5, 8), lambda x: x.view(-1, -1), lambda x: x.reshape(4, -1), lambda x: x.view(-2, 5), lambda x: x.expand(5, 8),
-    lambda x: x.expand(7), lambda x: x.expand(-1, 5, 7), lambda x: x.permute(0), lambda x: x.permute(0, 0), lambda x: x.transpose(0, 2),
+    lambda x: x.view(5, 8), lambda x: x.view(-1, -1), lambda x: x.reshape(4, -1), lambda x: x.view(-2, 5),
+    lambda x: x.expand(5, 8),
+    lambda x: x.expand(7), lambda x: x.expand(-1, 5, 7), lambda x: x.permute(0), lambda x: x.permute(0, 0),
+    lambda x: x.transpose(0, 2),
     lambda x: x.unsqueeze(3), lambda x: x.squeeze(2), lambda x: x[5], lambda x: x[0, 7], lambda x: x[0, 0, 0],
     lambda x: x[::-1], lambda x: x[::0], lambda x: x.select(0, -6), lambda x: x.narrow(0, 3, 3), lambda x: x.split(0),
-    lambda x: x.split([2, 2]), lambda x: x.flatten(1, 0), lambda x: x.unbind(2), lambda x: x[None].t(), lambda x: len(x[0, 0]),
+    lambda x: x.split([2, 2]), lambda x: x.flatten(1, 0), lambda x: x.unbind(2), lambda x: x[None].t(),
+    lambda x: len(x[0, 0]),
     lambda x: list(x[0, 0]),
 ], ids=range(26))  # fmt: skip
 def test_errors_are_of_torchs_type(call):
@@ -153,7 +160,8 @@ def test_indices_of_other_kinds_are_refused(index):
 
 def test_numpy_and_tensor_integers_are_indices():
     x = tgrad.arange(5)
-    assert x[np.int64(2)].item() == 2 and x[tgrad.tensor(3)].item() == 3 and x[tgrad.tensor(1) : np.int32(3)].tolist() == [1, 2]
+    assert x[np.int64(2)].item() == 2 and x[tgrad.tensor(3)].item() == 3
+    assert x[tgrad.tensor(1) : np.int32(3)].tolist() == [1, 2]
 
 
 def test_overlap_with_oneself():

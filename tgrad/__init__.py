@@ -25,7 +25,8 @@ from tgrad import methods as _methods
 
 _methods.install()
 
-from tgrad import autograd, cuda, nn, optim
+from tgrad import autograd, cuda, nn, optim, random, utils
+from tgrad.anomaly import is_anomaly_check_nan_enabled, is_anomaly_enabled, set_anomaly_enabled
 from tgrad.device import device
 from tgrad.dtypes import (
     bfloat16,
@@ -72,9 +73,8 @@ from tgrad.ops.creation import (
     zeros_like,
 )
 from tgrad.ops.matmul import get_float32_matmul_precision, set_float32_matmul_precision
-from tgrad.ops.softmax import log_softmax, softmax
 from tgrad.printing import set_printoptions
-from tgrad.random import Generator, initial_seed, manual_seed
+from tgrad.random import Generator, get_rng_state, initial_seed, manual_seed, seed, set_rng_state
 from tgrad.storage import OutOfMemoryError
 from tgrad.tensor import Tensor
 

@@ -6,7 +6,7 @@ import threading
 
 from tgrad.hooks import run_posthooks, run_prehooks
 from tgrad.inplace import write
-from tgrad.layout import may_overlap_itself
+from tgrad.layout import is_gapless
 from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor, empty
 
@@ -51,5 +51,6 @@ def accumulate(leaf: Tensor, g: Tensor, own: bool, create_graph: bool) -> None:
 
 def _like(leaf: Tensor, g: Tensor) -> Tensor:
     """A copy of g with the leaf's strides, where those leave no gaps."""
-    gapless = leaf.layout.extent == leaf.layout.numel and not may_overlap_itself(leaf.shape, leaf.layout.strides)
-    return write(p.copy, empty(leaf.layout, inference=False), (g,)) if gapless else p.clone(g)
+    if not is_gapless(leaf.layout):
+        return p.clone(g)
+    return write(p.copy, empty(leaf.layout, inference=False), (g,))

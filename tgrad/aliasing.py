@@ -143,8 +143,10 @@ def _remake(t: Tensor) -> None:
         fresh = as_strided_op(t.alias.base, shape=shape, strides=strides, offset=offset)
     finally:
         modes.set_mode(before)
+    old = t.node
     t.node, t._requires_grad = fresh.node, fresh._requires_grad
     t.alias.seen = t.version.value
+    _move_retained(old, t.node)
 
 
 def wants_grad(t: Any) -> bool:
@@ -191,8 +193,12 @@ def record_over(t: Tensor, rule: Any, args: tuple[Any, ...]) -> None:
     """Record a new value of t; what retains its gradient moves from the old history to the new one."""
     old = t.node
     graph.record(t, rule, args, (t,))
-    if old is not None and old.retains is not None and t.node is not None:
-        t.node.retains, old.retains = old.retains, None
+    _move_retained(old, t.node)
+
+
+def _move_retained(old: Any, new: Any) -> None:
+    if old is not None and old.retains is not None and new is not None:
+        new.retains, old.retains = old.retains, None
 
 
 _CLARIFY = (
@@ -211,10 +217,11 @@ def _refusal(t: Tensor, what: str) -> str:
         return f"A view was created in no_grad mode and {what} with grad mode enabled. " + _CLARIFY.format("no_grad")
     if creation == INFERENCE:
         return f"A view was created in inference mode and {what} in normal mode. " + _CLARIFY.format("inference_mode")
-    op, index = t.alias.output
-    if not op and t.node is not None:  # a view of such a view
-        op = t.node.rule.op.grad_name
-    start = f"Output {index} of {op} is a view and {what}. "
+    if t.node is None:
+        start = f"A view was created in no_grad mode and {what} with grad mode enabled. "
+    else:
+        op, index = t.alias.output
+        start = f"Output {index} of {op or t.node.rule.op.grad_name} is a view and {what}. "
     if creation == MULTI_OUTPUT:
         return start + (
             "This view is the output of a function that returns multiple views. Such functions do not allow the "

@@ -94,11 +94,11 @@ class _Resumed(Awaitable):
     def __init__(self, inner: Any, fresh: Fresh) -> None:
         self.inner, self.fresh = inner, fresh
 
-    def __await__(self) -> Generator:
+    def __await__(self) -> Generator[Any, Any, Any]:
         return _resume(self.inner, self.fresh)
 
 
-def _resume(inner: Any, fresh: Fresh) -> Generator:
+def _resume(inner: Any, fresh: Fresh) -> Generator[Any, Any, Any]:
     """Hand on what comes out of `inner` and what goes in, each time it runs in a new context; returns its value."""
     try:
         with fresh():

@@ -60,7 +60,8 @@ def _choose() -> device:
     # TGRAD_LAUNCH (see kernels/launch.py) runs or compiles GPU kernels over host memory, for tests.
     if "TGRAD_LAUNCH" in os.environ or os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available():
         return cpu
-    return device("cuda", torch.cuda.current_device())
+    # Asking for the current device would begin CUDA, which a forked process cannot use; until somebody has, it is 0.
+    return device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
 
 
 compute = _choose()

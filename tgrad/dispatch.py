@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tgrad import graph
+from tgrad.device import compute
 from tgrad.modes import current
 from tgrad.tensor import DEFAULT, INFERENCE, NO_GRAD, Alias, Tensor, empty, make
 
@@ -49,16 +50,32 @@ def dispatch(op: Op, args: Sequence[Any], settings: tuple = ()) -> list[Tensor]:
     key = (*[a.layout if isinstance(a, Tensor) else a.__class__ for a in args], *settings)
     plan = op.plans.get(key)
     if plan is None:
+        near = brought_near(args)
+        if near is not args:  # without keeping a plan: it would be found for CPU addresses
+            if observer is not None:
+                observer.end(op.name)
+            return dispatch(op, near, settings)
         plan = keep_plan(op, key, op.build(args, settings))
     mode = current()
     inference = mode.inference
     outs = [empty(layout, inference) for layout in plan.outs]
     plan.launch(*[t.ptr for t in outs], *[a.ptr for a in args if isinstance(a, Tensor)], *numbers(args))  # type: ignore[misc]
-    if mode.record:
-        record(plan, args, outs)
     if observer is not None:
         observer.end(op.name)
+    if mode.record:
+        record(plan, args, outs)  # may raise, or run ops of its own (pack hooks)
     return outs
+
+
+def brought_near(args: Sequence[Any]) -> Sequence[Any]:
+    """`args` with 0-dim CPU tensors copied to the compute device, where the other tensors are; else `args` itself."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    astray = [a for a in tensors if a.layout.device is not compute]
+    if not astray or len(astray) == len(tensors) or any(a.layout.shape for a in astray):
+        return args
+    from tgrad.ops.transfer import convert
+
+    return [convert(a, None, compute) if isinstance(a, Tensor) else a for a in args]
 
 
 def numbers(args: Sequence[Any]) -> list[int | float]:
@@ -96,12 +113,12 @@ def view(op: Op, x: Tensor, settings: tuple) -> Tensor:
         plan = keep_plan(op, key, op.build((x,), settings))
     out = make(plan.outs[0], x.storage, x.ptr + plan.offset, x.version)
     mode = current()
-    parent = x.alias
-    creation = INFERENCE if mode.inference else DEFAULT if mode.grad else NO_GRAD
-    if parent is not None and creation == DEFAULT:
-        creation = parent.creation
-    seen = 0 if x.version is None else x.version.value
-    out.alias = Alias(x if parent is None else parent.base, creation, seen)
+    if x.version is not None:  # a view of an inference tensor has no history to follow
+        parent = x.alias
+        creation = INFERENCE if mode.inference else DEFAULT if mode.grad else NO_GRAD
+        if parent is not None and creation == DEFAULT:
+            creation = parent.creation
+        out.alias = Alias(x if parent is None else parent.base, creation, x.version.value)
     if mode.record:
         record(plan, (x,), (out,))
     return out

@@ -6,23 +6,27 @@ before.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from tgrad import modes
-from tgrad.accumulate import accumulate, finish
+from tgrad.accumulate import finish
 from tgrad.aliasing import refresh
 from tgrad.backward import Gradient, gradients
-from tgrad.graph import Node
+from tgrad.graph import AccumulateGrad, GradientEdge, Node, reachable
 from tgrad.hooks import run_posthooks, run_prehooks, run_tensor_hooks
 from tgrad.inplace import write
 from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor
 
 _warned_create_graph = False
+
+# The most walks within walks that share one stack.
+MAX_DEPTH = 30
 
 
 class Part(NamedTuple):
@@ -39,10 +43,18 @@ class _Walks(threading.local):
 
 _walks = _Walks()
 
+# Called as watch(run, node, g) in place of run(node, g) for each node, while somebody listens (anomaly mode).
+watch: Callable[..., list[Gradient]] | None = None
+
 
 def current_walk() -> Walk:
     """The innermost backward pass that runs in this thread."""
     return _walks.running[-1]
+
+
+def innermost_walk() -> Walk | None:
+    """The innermost backward pass that runs in this thread, if there is one."""
+    return _walks.running[-1] if _walks.running else None
 
 
 class Walk:
@@ -69,7 +81,25 @@ class Walk:
         self.leaves: dict[int, list] = {}
 
     def run(self, roots: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Walk from `roots`, (tensor, gradient) pairs."""
+        """Walk from `roots`, (tensor, gradient) pairs: on a stack of its own, if too deep within other walks."""
+        if len(_walks.running) < MAX_DEPTH:
+            self._run(roots)
+            return
+        raised: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self._run(roots)
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+        thread.start()
+        thread.join()
+        if raised:
+            raise raised[0]
+
+    def _run(self, roots: Sequence[tuple[Tensor, Tensor]]) -> None:
         before = modes.current()
         modes.set_mode(self.mode)
         _walks.running.append(self)
@@ -94,13 +124,7 @@ class Walk:
 
     def _survey(self, roots: Sequence[Tensor]) -> None:
         """Count each leaf's consumers, and find the nodes that must run."""
-        seen: dict[int, Node] = {}
-        stack = [t.node for t in roots if t.node is not None]
-        while stack:
-            node = stack.pop()
-            if node.key not in seen:
-                seen[node.key] = node
-                stack += [e for e in node.edges if isinstance(e, Node) and e.key not in seen]
+        seen = reachable(roots)
         if self.capture is not None:
             self.needed = set()
             for key in sorted(seen, reverse=True):  # oldest first: keys fall with age
@@ -120,7 +144,7 @@ class Walk:
         return any(e.key in self.needed if isinstance(e, Node) else id(e) in self.capture for e in node.edges)
 
     def _send(self, edge: Any, g: Any, own: bool) -> None:
-        """Deliver a gradient to a node or leaf."""
+        """Deliver a gradient to a node or leaf; None to a node, which runs all the same."""
         if not isinstance(edge, Node):
             entry = self.leaves.setdefault(id(edge), [edge, None, False, 0])
             entry[1], entry[2] = (g, own) if entry[1] is None else self._sum(entry[1], entry[2], g)
@@ -131,6 +155,8 @@ class Walk:
         if have is None:
             heappush(self.heap, edge.key)
             have = self.pending[edge.key] = [edge, None, own]
+        if g is None:
+            return
         if g.__class__ is Part:
             if have[1] is None:
                 have[1] = [None] * edge.rule.n_results
@@ -153,31 +179,33 @@ class Walk:
         node, g, _ = self.pending.pop(key)  # here, so that nobody else holds g while the node runs
         if node.hooks:
             g = run_tensor_hooks(node.hooks, g)
-        if node.retains is not None:
+        if node.retains is not None and g is not None:
             node.retains(g)
         if self.capture is not None and id(node) in self.capture:
             self.captured[id(node)] = g
         if not self._leads_on(node):
             return
-        if node.prehooks or node.posthooks:
-            results = self._between_hooks(node, g)
-        else:
-            results = gradients(node, g)
+        results = self._run_node(node, g) if watch is None else watch(self._run_node, node, g)
         del g
         if not self.retain and node.saved:
             node.saved = None
+        if modes.current() is not self.mode:
+            modes.set_mode(self.mode)
         for edge, (gradient, own) in zip(node.edges, results, strict=True):
-            if gradient is not None:
+            is_node = isinstance(edge, Node)
+            if gradient is not None or is_node:
                 self._send(edge, gradient, own)
-            if not isinstance(edge, Node):
+            if not is_node:
                 entry = self.leaves[id(edge)]
                 entry[3] -= 1
                 self._finish_leaf(entry)
 
-    def _between_hooks(self, node: Node, g: Any) -> list[Gradient]:
+    def _run_node(self, node: Node, g: Any) -> list[Gradient]:
+        if not node.prehooks and not node.posthooks:
+            return _gradients(node, g)
         several = isinstance(g, list)
         outputs = run_prehooks(node.prehooks or {}, g if several else (g,))
-        results = gradients(node, list(outputs) if several else outputs[0])
+        results = _gradients(node, list(outputs) if several else outputs[0])
         if not node.posthooks:
             return results
         inputs: list[Any] = [None] * len(node.rule.op.inputs)
@@ -206,6 +234,13 @@ class Walk:
             finish(leaf, g, own, self.create)
 
 
+def _gradients(node: Node, g: Any) -> list[Gradient]:
+    """What the node computes; where no gradient arrived, only a custom Function runs, and may ask for zeros."""
+    if g is None and not getattr(node.rule, "takes_none", False):
+        return [(None, False)] * len(node.edges)
+    return gradients(node, g)
+
+
 # --- what users call -------------------------------------------------------------------------------------------------
 Tensors = Tensor | Sequence[Tensor]
 
@@ -231,7 +266,7 @@ def backward(
     """
     roots = _tuple(tensors)
     given = (None,) * len(roots) if grad_tensors is None else _tuple(grad_tensors)
-    if len(given) != len(roots):
+    if len(given) < len(roots):
         raise RuntimeError(f"got {len(roots)} tensors and {len(given)} gradients")
     targets = None if inputs is None else _tuple(inputs)
     if targets == ():
@@ -244,13 +279,8 @@ def backward(
         Walk(retain, create_graph, None, accumulate=True).run(pairs)
         return
     for t in targets:
-        if not t._requires_grad:
-            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-    walk = Walk(retain, create_graph, {id(t.node or t) for t in targets}, accumulate=True)
-    walk.run(pairs)
-    for t in targets:
-        if t.node is not None and id(t.node) in walk.captured:
-            accumulate(t, walk.captured[id(t.node)], False, create_graph)
+        t.retain_grad()
+    Walk(retain, create_graph, {id(t.node or t) for t in targets}, accumulate=True).run(pairs)
 
 
 def grad(
@@ -284,22 +314,25 @@ def grad(
         raise ValueError(
             "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
         )
-    roots, targets = _tuple(outputs), _tuple(inputs)
+    roots, targets = _tuple(outputs), _several(inputs)
     given = (None,) * len(roots) if grad_outputs is None else _tuple(grad_outputs)
     if not targets:
         raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
     if len(given) < len(roots):
         raise RuntimeError(f"got {len(roots)} tensors and {len(given)} gradients")
-    for t in targets:
-        if not t._requires_grad:
-            raise RuntimeError("One of the differentiated Tensors does not require grad")
     pairs = _seed(roots, given)
+    for t in _tuple(targets):
+        if isinstance(t, Tensor) and not t._requires_grad:
+            raise RuntimeError("One of the differentiated Tensors does not require grad")
+    places = [id(_place(t)) for t in targets]
     retain = create_graph if retain_graph is None else retain_graph
-    walk = Walk(retain, create_graph, {id(t.node or t) for t in targets}, accumulate=False)
+    walk = Walk(retain, create_graph, set(places), accumulate=False)
     walk.run(pairs)
     results: list[Tensor | None] = []
     for i, t in enumerate(targets):
-        g = walk.captured.get(id(t.node or t))
+        g = walk.captured.get(places[i])
+        if isinstance(g, list):  # of a node with several results, named by a GradientEdge
+            g = g[t.output_nr]
         if g is None and materialize_grads:
             from tgrad.ops.creation import zeros_like
 
@@ -313,8 +346,20 @@ def grad(
     return tuple(results)
 
 
+def _place(target: Tensor | GradientEdge) -> Any:
+    """Where in the graph the gradient of `target` is met: a node, or a leaf."""
+    if isinstance(target, Tensor):
+        return target.node or target
+    return target.node.variable if isinstance(target.node, AccumulateGrad) else target.node
+
+
+def _several(tensors: Any) -> tuple:
+    return (tensors,) if isinstance(tensors, (Tensor, GradientEdge)) else tuple(tensors)
+
+
 def _tuple(tensors: Any) -> tuple:
-    several = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    """One tensor or several, as a tuple; the histories of views are brought up to date."""
+    several = _several(tensors)
     for t in several:
         if isinstance(t, Tensor) and t.alias is not None:
             refresh(t)

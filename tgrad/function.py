@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ class _Result(Saved):
 class FunctionRule:
     """How a custom Function's node goes backward."""
 
-    numbers, saves = (), ()
+    numbers, saves, takes_none = (), (), True
 
     def __init__(self, function: type[Function], n_inputs: int, wanted: tuple[int, ...]) -> None:
         name = f"{function.__name__}Backward"
@@ -141,7 +142,7 @@ class FunctionRule:
         self.n_results = 1
 
     def run(self, ctx: Any, g: Any) -> list[Gradient]:
-        arriving = g if isinstance(g, list) else [g]
+        arriving = g if isinstance(g, list) else [g] * self.n_results
         grads: list[Any] = []
         at = iter(arriving)
         for layout in self.outputs:
@@ -217,8 +218,18 @@ class Function:
     vjp: Callable[..., Any] = staticmethod(_missing_backward)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        warnings.warn(
+            f"{type(self)} should not be instantiated. Methods on autograd functions are all static, so you should "
+            "invoke them on the class itself. Instantiating an autograd function will raise an error in a future "
+            "version of PyTorch.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(
-            f"{type(self).__name__}: a Function is not made into an object: call {type(self).__name__}.apply(...)"
+            "Legacy autograd function with non-static forward method is deprecated. Please use new-style autograd "
+            f"function with static forward method: call {type(self).__name__}.apply(...)"
         )
 
     @classmethod
@@ -228,6 +239,7 @@ class Function:
             if isinstance(a, Tensor) and a.alias is not None:
                 refresh(a)
         ctx = FunctionCtx()
+        ctx.saved = ()  # until forward is done
         ctx.needs_input_grad = tuple(isinstance(a, Tensor) and wants_grad(a) for a in args)
         returned = _forward(cls, ctx, args, kwargs)
         outputs = returned if isinstance(returned, tuple) else (returned,)

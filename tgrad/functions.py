@@ -7,6 +7,7 @@ from typing import Any
 
 from tgrad import dtypes
 from tgrad.ops import matmul, pointwise as p, reduce, views
+from tgrad.ops.softmax import log_softmax, softmax
 from tgrad.tensor import Tensor
 
 Number = bool | int | float
@@ -152,3 +153,4 @@ VIEWS = (
     "chunk",
 )
 FUNCTIONS |= {name: getattr(views, name) for name in VIEWS}
+FUNCTIONS |= {"softmax": softmax, "log_softmax": log_softmax}

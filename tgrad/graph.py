@@ -8,7 +8,7 @@ import types
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tgrad import modes
 from tgrad.hooks import RemovableHandle, leaf_hooks
@@ -39,6 +39,15 @@ _HINT_ON = (
 _ITSELF = object()  # the history of a saved result: the node that saved it
 
 
+def unsaveable() -> RuntimeError:
+    """The error of saving an inference tensor."""
+    return RuntimeError(
+        "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference mode in "
+        "computation tracked by autograd. To work around this, you can make a clone to get a normal tensor and use it "
+        "in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
+    )
+
+
 class Saved:
     """One tensor kept for backward: its memory, its version when it was saved, and its history.
 
@@ -50,11 +59,7 @@ class Saved:
     def __init__(self, t: Tensor, name: str, own: bool) -> None:
         """`own`: t is the result of the node that saves it. (Auxiliary results have no history.)"""
         if t.version is None:
-            raise RuntimeError(
-                "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference "
-                "mode in computation tracked by autograd. To work around this, you can make a clone to get a normal "
-                "tensor and use it in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
-            )
+            raise unsaveable()
         self.storage: Storage | None = t.storage
         self.layout: Layout = t.layout
         self.ptr = t.ptr
@@ -248,6 +253,18 @@ class Node:
             _bury(edges, saved)
 
 
+def reachable(roots: Sequence[Tensor]) -> dict[int, Node]:
+    """Every node behind `roots`, by key."""
+    seen: dict[int, Node] = {}
+    stack = [t.node for t in roots if t.node is not None]
+    while stack:
+        node = stack.pop()
+        if node.key not in seen:
+            seen[node.key] = node
+            stack += [e for e in node.edges if isinstance(e, Node) and e.key not in seen]
+    return seen
+
+
 class _Graveyard(threading.local):
     def __init__(self) -> None:
         self.waiting: list[Any] = []
@@ -290,6 +307,13 @@ class AccumulateGrad:
 
     def __repr__(self) -> str:
         return f"<AccumulateGrad object at {id(self):#x}>"
+
+
+class GradientEdge(NamedTuple):
+    """A place in the graph where a gradient arrives: a node (or accumulator), and which of its results."""
+
+    node: Any
+    output_nr: int
 
 
 _accumulators: weakref.WeakValueDictionary[int, AccumulateGrad] = weakref.WeakValueDictionary()

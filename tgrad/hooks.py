@@ -61,8 +61,8 @@ def leaf_hooks(leaf: Tensor) -> LeafHooks:
     return leaf.hooks
 
 
-def run_tensor_hooks(hooks: Hooks, g: Tensor) -> Tensor:
-    """Each hook sees what the one before returned.
+def run_tensor_hooks(hooks: Hooks, g: Any) -> Any:
+    """Each hook sees what the one before returned; the first sees None where no gradient arrived.
 
     Raises:
         TypeError, RuntimeError: a hook returned no tensor, or one of another shape or dtype.
@@ -73,10 +73,14 @@ def run_tensor_hooks(hooks: Hooks, g: Tensor) -> Tensor:
             continue
         if not isinstance(new, Tensor):
             raise TypeError(f"expected Variable, but hook returned '{type(new).__name__}'")
+        if g is None:
+            g = new
+            continue
         if new.layout.shape != g.layout.shape:
             raise RuntimeError(f"hook '{_name(hook)}' has changed the size of value")
         if new.layout.dtype is not g.layout.dtype:
-            raise RuntimeError(f"hook '{_name(hook)}' has changed the type of value")
+            was, got = (f"torch.{t.layout.dtype.legacy}Tensor" for t in (g, new))
+            raise RuntimeError(f"hook '{_name(hook)}' has changed the type of value (was {was} got {got})")
         g = new
     return g
 
@@ -110,9 +114,17 @@ def _replaced(hook: Callable, new: Any, old: tuple) -> tuple[Tensor | None, ...]
             f"hook '{_name(hook)}' has returned an incorrect number of values (got {len(values)}, but expected "
             f"{len(old)})"
         )
-    for value in values:
-        if value is not None and not isinstance(value, Tensor):
+    for value, before in zip(values, old, strict=True):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
             raise TypeError(f"expected Variable, but hook returned '{type(value).__name__}'")
+        if before is None:
+            raise RuntimeError("can't replace a None gradient with a non-None value")
+        if value.layout.dtype is not before.layout.dtype:
+            raise RuntimeError(f"hook '{_name(hook)}' has changed the type of value")
+        if value.layout.shape != before.layout.shape:
+            raise RuntimeError(f"hook '{_name(hook)}' has changed the size of value")
     return values
 
 

@@ -33,33 +33,48 @@ def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
     key = (target.layout, *[a.layout if isinstance(a, Tensor) else a.__class__ for a in args], "in place")
     plan = op.plans.get(key)
     if plan is None:
+        near = path.brought_near(args)
+        if near is not args:
+            return write(op, target, near)
         plan = path.keep_plan(op, key, _build(op, target, args))
     if path.observer is not None:
         path.observer.begin(op.name + "_")
     args = [_apart(a, target) for a in args]
-    if recording:
-        for a in args:
-            if isinstance(a, Tensor):
-                refresh(a)
+    rule = _rule(op, plan, args) if recording else None
     if before_write is not None:
         before_write(target)
-    before = [_as_it_was(a, target, plan, args) for a in args] if recording else args
+    before = args if rule is None else [_as_it_was(i, a, target, rule) for i, a in enumerate(args)]
     plan.launch(target.ptr, *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))  # type: ignore[misc]
     graph.count_write(target.version, f"{op.name}_")
     if recording:
-        _record(op, plan, before, target)
+        _record(op, rule, before, target)
     if path.observer is not None:
         path.observer.end(op.name + "_")
     return target
 
 
-def _record(op: Pointwise, plan: Plan, args: Sequence[Any], target: Tensor) -> None:
+def _rule(op: Pointwise, plan: Plan, args: Sequence[Any]) -> Rule | None:
+    """How the write will go backward (a copy's is found after it).
+
+    Raises:
+        RuntimeError: an operand to be saved is an inference tensor, or a view that cannot be used any more.
+    """
+    for a in args:
+        if isinstance(a, Tensor):
+            refresh(a)
+    mask = sum(1 << i for i, a in enumerate(args) if isinstance(a, Tensor) and a._requires_grad)
+    if op is p.copy or not mask:
+        return None
+    rule = plan.rule(mask)
+    if rule is not None and any(i < len(args) and args[i].version is None for i, _ in rule.saves):
+        raise graph.unsaveable()
+    return rule
+
+
+def _record(op: Pointwise, rule: Rule | None, args: Sequence[Any], target: Tensor) -> None:
     """Give the target its new history, and with it the base that it is a view of."""
     if op is p.copy:
         rule, args = _overwrite(target, args)
-    else:
-        mask = sum(1 << i for i, a in enumerate(args) if isinstance(a, Tensor) and a._requires_grad)
-        rule = plan.rule(mask) if mask else None
     if rule is not None and target.layout.dtype.is_floating_point:
         record_over(target, rule, tuple(args))
         if target.alias is not None:
@@ -118,14 +133,11 @@ def _apart(a: Any, target: Tensor) -> Any:
     )
 
 
-def _as_it_was(a: Any, target: Tensor, plan: Plan, args: Sequence[Any]) -> Any:
-    """The operand as the graph shall know it: a copy, if it is the target and a gradient needs its old value."""
+def _as_it_was(i: int, a: Any, target: Tensor, rule: Rule) -> Any:
+    """Operand i as the graph shall know it: a copy, if it is the target and a gradient needs its old value."""
     if not isinstance(a, Tensor) or a.ptr != target.ptr or a.layout is not target.layout:
         return a
-    mask = sum(1 << i for i, x in enumerate(args) if isinstance(x, Tensor) and x._requires_grad)
-    rule = plan.rule(mask)
-    index = next(i for i, x in enumerate(args) if x is a)
-    if rule is None or not any(k == index for k, _ in rule.saves):
+    if not any(k == i for k, _ in rule.saves):
         return a
     old = empty(target.layout, inference=False)
     if target.layout.extent:

@@ -127,6 +127,11 @@ def may_overlap_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return False
 
 
+def is_gapless(x: Layout) -> bool:
+    """Whether the elements fill the memory from the first to the last one, each place once."""
+    return x.extent == x.numel and not may_overlap_itself(x.shape, x.strides)
+
+
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that all `shapes` expand to.
 
@@ -138,7 +143,8 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     ndim = max(map(len, shapes))
     out = [1] * ndim
     for shape in shapes:
-        for d, size in enumerate(shape, ndim - len(shape)):
+        for d in range(ndim - 1, ndim - len(shape) - 1, -1):  # from the last: PyTorch names that one
+            size = shape[d - ndim]
             if size == 1 or size == out[d]:
                 continue
             if out[d] != 1:

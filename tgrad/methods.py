@@ -13,9 +13,10 @@ from tgrad.functions import FUNCTIONS, UNARY, Number, named, operand, power, sca
 from tgrad.graph import Node
 from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.inplace import write
+from tgrad.layout import may_overlap_itself
 from tgrad.ops import creation, matmul, pointwise as p, reduce, views
 from tgrad.ops.transfer import convert, copy_into
-from tgrad.tensor import DEFAULT, Tensor, Version, make
+from tgrad.tensor import INFERENCE, NO_GRAD, Tensor, Version, make
 
 
 def _binary_operator(row: p.Pointwise, reflected: bool = False) -> Callable:
@@ -116,8 +117,16 @@ class Shape:
         return views.transpose(self, -2, -1)  # type: ignore[arg-type]
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        part = views.index(self, key)  # type: ignore[arg-type]
-        copy_into(part, operand("setitem", value) if not isinstance(value, (list, tuple)) else creation.tensor(value))
+        part: Any = views.index(self, key)  # type: ignore[arg-type]
+        if part.layout is self.layout and part.ptr == self.ptr:  # type: ignore[attr-defined]
+            part = self  # x[...] = value and the like write x itself
+        value = creation.tensor(value) if isinstance(value, (list, tuple)) else operand("setitem", value)
+        if not isinstance(value, Tensor) and part.numel() > 1 and may_overlap_itself(part.shape, part.layout.strides):
+            value = creation.tensor(value, dtype=part.dtype)  # written as a tensor is: refused
+        if isinstance(value, Tensor) and value.ndim > part.ndim:  # dimensions of size 1 in front are dropped
+            extra = range(value.ndim - part.ndim)
+            value = views.squeeze(value, [d for d in extra if all(n == 1 for n in value.shape[: d + 1])])
+        copy_into(part, value)
 
     def clone(self) -> Tensor:
         """A copy, through which gradients flow."""
@@ -261,7 +270,9 @@ class Autograd:
         """Whether gradients flow to it. A view of a tensor that requires grad does, unless it was made without grad."""
         t: Any = self
         alias = t.alias
-        return t._requires_grad or (alias is not None and alias.creation == DEFAULT and alias.base._requires_grad)
+        return t._requires_grad or (
+            alias is not None and alias.creation not in (NO_GRAD, INFERENCE) and alias.base._requires_grad
+        )
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:

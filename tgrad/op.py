@@ -26,6 +26,7 @@ from tgrad.layout import (
     broadcast_shapes,
     broadcast_strides,
     collapse,
+    is_gapless,
     layout,
     order_by_stride,
     strides_in_order,
@@ -268,6 +269,9 @@ def result_layout(tensors: Sequence[Layout], result: dtype) -> Layout:
     shape = broadcast_shapes(*(tuple(t.shape) for t in tensors)) if tensors else ()
     if all(t.contiguous and t.shape == shape for t in tensors):
         return layout(result, shape, None, compute)
+    first = tensors[0]
+    if is_gapless(first) and all(t.shape == shape and t.strides == first.strides for t in tensors):
+        return layout(result, shape, first.strides, compute)
     strides = [broadcast_strides(tuple(t.shape), t.strides, shape) for t in tensors]
     return layout(result, shape, strides_in_order(shape, order_by_stride(shape, strides)), compute)
 

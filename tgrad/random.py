@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tgrad.tensor import Tensor
 
 
 class Generator:
@@ -39,12 +47,43 @@ class Generator:
         """The seed the stream was started with."""
         return self._seed % 2**64
 
+    def get_state(self) -> Tensor:
+        """The state as 16 bytes: seed and offset."""
+        from tgrad.ops.creation import from_numpy
+
+        with self._lock:
+            words = np.array([self._seed, self._offset], np.int64)
+        return from_numpy(words.view(np.uint8))
+
+    def set_state(self, new_state: Tensor) -> None:
+        """Go back to a state from `get_state`.
+
+        Raises:
+            TypeError: not a tensor of bytes. RuntimeError: of another length.
+        """
+        words = _words(new_state)
+        with self._lock:
+            self._seed, self._offset = words
+
     def take(self, count: int) -> tuple[int, int]:
         """(seed, offset) of the next `count` numbers."""
         with self._lock:
             at = self._offset
             self._offset += count
             return self._seed, at
+
+
+def _words(state: Any) -> tuple[int, int]:
+    from tgrad.dtypes import uint8
+    from tgrad.tensor import Tensor
+
+    if not isinstance(state, Tensor) or state.dtype is not uint8:
+        got = repr(state.dtype) if isinstance(state, Tensor) else type(state).__name__
+        raise TypeError(f"RNG state must be a torch.ByteTensor, got {got}")
+    if state.numel() != 16:
+        raise RuntimeError(f"RNG state is wrong size: expected 16 bytes, got {state.numel()}")
+    seed, offset = np.ascontiguousarray(state._values()).reshape(-1).view(np.int64)
+    return int(seed), int(offset)
 
 
 default_generator = Generator()
@@ -55,6 +94,37 @@ def manual_seed(seed: int) -> Generator:
     return default_generator.manual_seed(seed)
 
 
+def seed() -> int:
+    """Restart the default stream at a seed that nobody chose; returns it."""
+    return default_generator.seed()
+
+
 def initial_seed() -> int:
     """The seed of the default stream."""
     return default_generator.initial_seed()
+
+
+def get_rng_state() -> Tensor:
+    """The state of the default stream, for `set_rng_state`."""
+    return default_generator.get_state()
+
+
+def set_rng_state(new_state: Tensor) -> None:
+    """Put the default stream back to a state from `get_rng_state`."""
+    default_generator.set_state(new_state)
+
+
+@contextmanager
+def fork_rng(
+    devices: Any = None, enabled: bool = True, _caller: str = "", _devices_kw: str = "", device_type: str = "cuda"
+) -> Iterator[None]:
+    """Restore the default stream's state at the end of the block, unless not `enabled`.
+
+    tgrad has one stream for all devices: the other arguments, PyTorch's, change nothing.
+    """
+    before = default_generator.get_state() if enabled else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            default_generator.set_state(before)

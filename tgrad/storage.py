@@ -98,9 +98,9 @@ class Storage:
         for listener in ledger.listeners:
             listener.freed(self)
 
-    def host_bytes(self) -> np.ndarray:
-        """All bytes as a uint8 array: the memory itself on the CPU, a copy from a CUDA device."""
-        return self.buffer[: self.nbytes].cpu().numpy()
+    def host_bytes(self, offset: int, nbytes: int) -> np.ndarray:
+        """`nbytes` bytes from byte `offset` on, as uint8: the memory itself on the CPU, a copy from a CUDA device."""
+        return self.buffer[offset : offset + nbytes].cpu().numpy()
 
     def copy_from(self, source: Storage) -> None:
         """Copy all bytes of `source`, which may be on another device."""
@@ -112,7 +112,8 @@ class Storage:
 
     def write(self, data: np.ndarray) -> None:
         """Copy the bytes of a C-contiguous array to the front."""
-        flat = torch.from_numpy(data.reshape(-1).view(np.uint8))
+        writeable = data if data.flags.writeable else data.copy()  # torch warns of arrays that are not
+        flat = torch.from_numpy(writeable.reshape(-1).view(np.uint8))
         self.buffer[: flat.numel()].copy_(flat)
 
 

@@ -237,8 +237,9 @@ class Tensor:
                 raise RuntimeError("can't assign Variable as its own grad")
             if value.layout.dtype is not self.layout.dtype:
                 raise RuntimeError(
-                    f"attempting to assign a gradient with dtype '{value.dtype.name}' to a tensor with grad_dtype "
-                    f"'{self.dtype.legacy}'. Please ensure that the gradient and the tensor have the same dtype"
+                    f"attempting to assign a gradient with dtype '{value.dtype.legacy.lower()}' to a tensor with "
+                    f"grad_dtype '{self.dtype.legacy}'. Please ensure that the gradient and the tensor have the same "
+                    "dtype"
                 )
             if value.layout.shape != self.layout.shape:
                 raise RuntimeError(
@@ -261,9 +262,9 @@ class Tensor:
         kind = self.layout.dtype.numpy
         if self.layout.numel == 0:
             return np.empty(self.layout.shape, kind)
-        data = self.storage.host_bytes()
+        data = self.storage.host_bytes(self.ptr - self.storage.ptr, self.layout.extent * kind.itemsize)
         byte_strides = tuple(s * kind.itemsize for s in self.layout.strides)
-        return np.ndarray(self.layout.shape, kind, data, self.ptr - self.storage.ptr, byte_strides)
+        return np.ndarray(self.layout.shape, kind, data, 0, byte_strides)
 
     def _values(self) -> np.ndarray:
         """The values in a dtype that numpy computes with: bfloat16 widened to float32."""

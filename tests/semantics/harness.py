@@ -69,7 +69,7 @@ def run(snippet: Callable, module: Any) -> Any:
     outcome: list[Any] = []
 
     def work() -> None:
-        outcome.append(plain(attempt(snippet, module)))
+        outcome.append(attempt(lambda: plain(snippet(module))))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -12,7 +12,7 @@ def made_inside(M, *values, requires_grad=False):
 
 
 # --- 2.1 the mode ----------------------------------------------------------------------------------------------------
-@statement("2.1 [R] inference_mode turns grad off, inference_mode(False) leaves it and turns grad on; exit restores both")
+@statement("2.1 [R] inference_mode turns grad off, inference_mode(False) turns it on; exit restores both flags")
 def test_mode(M):
     seen = []
     for outer in (contextlib.nullcontext, M.no_grad, M.enable_grad, M.inference_mode):
@@ -83,12 +83,15 @@ def test_no_version(M):
     return attempt(lambda: i._version), attempt(lambda: i[1:]._version)
 
 
-@statement("2.3 [R] writing an inference tensor outside inference mode is refused, under no_grad too; inside it is allowed")
+@statement("2.3 [R] an inference tensor is not written outside inference mode, under no_grad neither")
 def test_writes(M):
     found = []
+    writes = [
+        lambda i: i.add_(1), lambda i: i.__setitem__(0, 5.0), lambda i: i.zero_(), lambda i: i[1:].mul_(2),
+        lambda i: i.copy_(M.ones(3)), lambda i: M.nn.ReLU(inplace=True)(i), lambda i: i.normal_(),
+    ]  # fmt: skip
     for context in (contextlib.nullcontext, M.no_grad):
-        for write in (lambda i: i.add_(1), lambda i: i.__setitem__(0, 5.0), lambda i: i.zero_(), lambda i: i[1:].mul_(2),
-                      lambda i: i.copy_(M.ones(3)), lambda i: M.nn.ReLU(inplace=True)(i), lambda i: i.normal_()):  # fmt: skip
+        for write in writes:
             with context():
                 found.append(attempt(write, made_inside(M)))
     i, j = made_inside(M), made_inside(M, requires_grad=True)
@@ -122,11 +125,16 @@ def test_saving(M):
         mask = M.tensor([True, False, True])
         matrix = M.ones(2, 3)
     refused = [
-        attempt(lambda: i * x), attempt(lambda: i / x), attempt(lambda: M.where(mask, x, 0.0)), attempt(Saves.apply, x, i),
+        attempt(lambda: i * x), attempt(lambda: i / x), attempt(lambda: M.where(mask, x, 0.0)),
+        attempt(Saves.apply, x, i),
         attempt(lambda: matrix @ w), attempt(lambda: (x * 1).mul_(i)), attempt(M.nn.functional.linear, matrix, w),
     ]  # fmt: skip
     found = []
-    for use in (lambda: i + x, lambda: x - i, lambda: M.nn.functional.linear(x, i.view(1, 3)).sum() if False else x + i):
+    for use in (
+        lambda: i + x,
+        lambda: x - i,
+        lambda: M.nn.functional.linear(x, i.view(1, 3)).sum() if False else x + i,
+    ):
         y = use()
         y.sum().backward()
         found.append((flags(y), x.grad))
@@ -150,7 +158,7 @@ def test_leaf_gradient(M):
     return i.grad, x.grad, seen
 
 
-@statement("2.3 [R][T] writing a normal tensor inside bumps its version: an older graph that saved it raises")
+@statement("2.3 [R][T] writing a normal tensor inside counts: an older graph that saved it raises")
 def test_write_normal_inside(M):
     x, w = leaf(M), leaf(M)
     y, z = (x * w).sum(), (w * 3.0).sum()
@@ -161,7 +169,7 @@ def test_write_normal_inside(M):
     return found, w.grad
 
 
-@statement("2.3 a view of a normal tensor made inside: writes outside are refused, and using it after its base was written")
+@statement("2.3 a view of a normal tensor made inside: no writes outside, no use after its base was written")
 def test_views_made_inside(M):
     z, y, p = leaf(M) * 1, leaf(M) * 1, M.ones(3)
     with M.inference_mode():
@@ -212,3 +220,10 @@ def test_batch_norm_inside(M):
     with M.inference_mode():
         y = m(M.tensor([[1.0, 2.0], [3.0, 6.0]]))
     return m.running_mean, m.running_var, m.num_batches_tracked, y, m.running_mean.is_inference()
+
+
+@statement("2.3 [R][T] a write that would save an inference tensor is refused before anything is written")
+def test_saving_before_writing(M):
+    i, x = made_inside(M), leaf(M)
+    h = x * 1
+    return version_kept(h, lambda: h.mul_(i)), version_kept(h, lambda: h[1:].mul_(i[1:]))

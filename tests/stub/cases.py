@@ -1,4 +1,4 @@
-"""What tgrad hands the CUDA driver, launch by launch: `python -m tests.stub.cases REPORT.json [names]`, TGRAD_LAUNCH=driver.
+"""What tgrad hands the CUDA driver, launch by launch: `TGRAD_LAUNCH=driver python -m tests.stub.cases REPORT.json`.
 
 Each case runs ops over the stub driver and compares the launches with what is written here by hand. Beside that, every
 launch of every case is held to what tgrad asked for (`Witness`): the values of its run-time parameters, then those of
@@ -67,14 +67,16 @@ class Witness:
             kinds = [k for given in runtime for k in (given if isinstance(given, tuple) else (given,))]
             types = list(compiled.src.signature.values())
             assert len(runtime) + len(rest) == len(types) == len(compiled.src.fn.arg_names)
-            tail = [b for v, t in zip(rest, types[len(runtime) :], strict=True) if t != "constexpr" for b in _fixed(v, launch.Static)]
+            passed = [v for v, t in zip(rest, types[len(runtime) :], strict=True) if t != "constexpr"]
+            tail = _fixed(tuple(passed), launch.Static)
             metadata = compiled.metadata
 
             def watched_call(*values: float) -> None:
                 assert len(values) == len(kinds), f"{compiled.name}: {len(values)} values for parameters {kinds}"
                 head = [pack(k, v) for k, v in zip(kinds, values, strict=True)]
                 shape = (*grid, 1, 1)[:3]
-                self.expected.append((compiled.name, shape, 32 * metadata.num_warps, metadata.shared, [*head, *tail, *SCRATCH]))
+                asked = [*head, *tail, *SCRATCH]
+                self.expected.append((compiled.name, shape, 32 * metadata.num_warps, metadata.shared, asked))
                 call(*values)
 
             return watched_call
@@ -90,7 +92,8 @@ class Witness:
             assert have == want, f"launched {have}\nasked for {want}"
         assert {x.stream for x in launches} <= {STREAM}
         for x in launches:
-            assert all(0 < n <= limit for n, limit in zip(x.grid, (2**31 - 1, 65535, 65535), strict=True)), f"grid {x.grid}"
+            limits = zip(x.grid, (2**31 - 1, 65535, 65535), strict=True)
+            assert all(0 < n <= limit for n, limit in limits), f"grid {x.grid}"
 
 
 def _fixed(value: Any, static: type) -> list[bytes]:
@@ -129,12 +132,13 @@ def values(launch: Any) -> list[bytes]:
     return list(launch.values[:-2])
 
 
-# --- pointwise ---------------------------------------------------------------------------------------------------------
+# --- pointwise -------------------------------------------------------------------------------------------------------
 @case
 def dense(run: Run) -> None:
     import tgrad
 
-    for dtype, block in ((tgrad.float32, 1024), (tgrad.float64, 1024), (tgrad.bfloat16, 2048), (tgrad.float16, 2048), (tgrad.int64, 1024)):
+    for dtype in (tgrad.float32, tgrad.float64, tgrad.bfloat16, tgrad.float16, tgrad.int64):
+        block = 2048 if dtype.itemsize == 2 else 1024
         a, b = tgrad.ones(100, 41, dtype=dtype), tgrad.ones(100, 41, dtype=dtype)
         c, launch = run.one(lambda: a + b)  # noqa: B023
         assert values(launch) == at(c, a, b) + i32(4100), dtype
@@ -214,7 +218,9 @@ def several_results(run: Run) -> None:
     a, b = (tgrad.ones(9, requires_grad=True) for _ in range(2))
     c, g = a * b, tgrad.ones(9)
     _, launch = run.one(lambda: c.backward(g))
-    assert values(launch) == at(a.grad, b.grad, g, b, a) + i32(9) or values(launch) == at(a.grad, b.grad, g, a, b) + i32(9)
+    assert values(launch) == at(a.grad, b.grad, g, b, a) + i32(9) or values(launch) == at(
+        a.grad, b.grad, g, a, b
+    ) + i32(9)
 
 
 @case
@@ -226,7 +232,7 @@ def nothing(run: Run) -> None:
     assert found == []
 
 
-# --- reductions and rows -----------------------------------------------------------------------------------------------
+# --- reductions and rows ---------------------------------------------------------------------------------------------
 @case
 def reductions(run: Run) -> None:
     import tgrad
@@ -301,7 +307,7 @@ def cross_entropy(run: Run) -> None:
     assert values(found[-1])[0] == at(x.grad)[0] and values(found[-1])[2:4] == at(x, target)
 
 
-# --- products ----------------------------------------------------------------------------------------------------------
+# --- products --------------------------------------------------------------------------------------------------------
 @case
 def products(run: Run) -> None:
     import tgrad
@@ -352,7 +358,7 @@ def many_products(run: Run) -> None:
     run.one(lambda: a.bmm(a.transpose(1, 2)))
 
 
-# --- made from nothing -------------------------------------------------------------------------------------------------
+# --- made from nothing -----------------------------------------------------------------------------------------------
 @case
 def creation(run: Run) -> None:
     import tgrad
@@ -384,7 +390,7 @@ def dropout(run: Run) -> None:
     assert values(launch) == [*at(y, x), *i64(3, 0), pack("fp32", 0.25), pack("fp32", 4 / 3), *i32(12)]
 
 
-# --- the whole ---------------------------------------------------------------------------------------------------------
+# --- the whole -------------------------------------------------------------------------------------------------------
 @case
 def training_step(run: Run) -> None:
     import tgrad
@@ -392,7 +398,10 @@ def training_step(run: Run) -> None:
 
     tgrad.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 20), nn.BatchNorm1d(20), nn.GELU(), nn.Dropout(0.5), nn.Linear(20, 3))
-    for optimizer in (tgrad.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), tgrad.optim.AdamW(model.parameters(), lr=0.1)):
+    for optimizer in (
+        tgrad.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        tgrad.optim.AdamW(model.parameters(), lr=0.1),
+    ):
         for _ in range(2):
 
             def step() -> None:
@@ -414,7 +423,7 @@ def other_thread(run: Run) -> None:
     def work() -> None:
         try:
             y.backward(tgrad.ones(5))
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failures.append(error)
 
     def go() -> None:
@@ -440,7 +449,8 @@ def second_derivative(run: Run) -> None:
 def sample_table(run: Run) -> None:
     """Forward and backward of every op, on the cases that the table marks as the common ones."""
     import tgrad
-    from tests.samples import COMMON, SAMPLES
+    from tests.samples import SAMPLES
+    from tests.sampling import COMMON
 
     failed = []
     for sample in SAMPLES:
@@ -456,7 +466,7 @@ def sample_table(run: Run) -> None:
 
             try:
                 run.launches(both)
-            except Exception:  # noqa: BLE001
+            except Exception:
                 failed.append(f"{sample.id}, {c.id}:\n{traceback.format_exc()}")
     assert not failed, "\n".join(failed)
 
@@ -472,7 +482,7 @@ def main(report: str, *names: str) -> None:
         try:
             CASES[name](run)
             results[name] = ""
-        except Exception:  # noqa: BLE001  reported, case by case
+        except Exception:
             results[name] = traceback.format_exc()
     Path(report).write_text(json.dumps(results))
 

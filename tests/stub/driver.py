@@ -48,7 +48,17 @@ def build() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # renamed when whole: several processes may build
             made = Path(scratch) / library.name
-            command = ["gcc", "-shared", "-fPIC", "-O2", f"-I{include}", "-o", str(made), str(SOURCE), f"-Wl,-soname,{library.name}"]
+            command = [
+                "gcc",
+                "-shared",
+                "-fPIC",
+                "-O2",
+                f"-I{include}",
+                "-o",
+                str(made),
+                str(SOURCE),
+                f"-Wl,-soname,{library.name}",
+            ]
             subprocess.run(command, check=True)
             made.rename(library)
         link = folder / "libcuda.so"  # what the linker looks for
@@ -152,7 +162,7 @@ def recording() -> Iterator[list[Recorded]]:
         _library.stub_on_launch(_CALLBACK())
 
 
-# --- what a kernel's machine code takes --------------------------------------------------------------------------------
+# --- what a kernel's machine code takes ------------------------------------------------------------------------------
 PARAMETER = 0x17  # EIATTR_KPARAM_INFO, and its later form
 PARAMETER_V2 = 0x45
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from tgrad import engine, graph as _graph
-from tgrad.graph import Node, Origin, Saved
+from tgrad.graph import GradientEdge, Node, Origin, Saved
 from tgrad.hooks import RemovableHandle
-from tgrad.nn.module import current_path
+from tgrad.origins import find
 from tgrad.saved_hooks import (
     allow_mutation_on_saved_tensors,
     disable_saved_tensors_hooks,
@@ -28,10 +25,6 @@ __all__ = [
     "disable_saved_tensors_hooks", "get_gradient_edge", "increment_version", "nodes", "record_origins",
     "register_multi_grad_hook", "save_on_cpu", "saved", "saved_tensors_hooks",
 ]  # fmt: skip
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_OWN = (_PACKAGE + os.sep, *(os.path.realpath(os.path.join(_PACKAGE, n)) + os.sep for n in ("kernels", "profiler")))
-
 
 @dataclass(frozen=True)
 class SavedRecord:
@@ -71,13 +64,7 @@ def saved(*roots: Tensor) -> list[SavedRecord]:
 
 def nodes(*roots: Tensor) -> list[Node]:
     """Every node behind `roots`, oldest first."""
-    seen: dict[int, Node] = {}
-    stack = [t.node for t in roots if t.node is not None]
-    while stack:
-        node = stack.pop()
-        if node.key not in seen:
-            seen[node.key] = node
-            stack += [e for e in node.edges if isinstance(e, Node) and e.key not in seen]
+    seen = _graph.reachable(roots)
     return [seen[k] for k in sorted(seen, reverse=True)]
 
 
@@ -105,31 +92,14 @@ def _describe(node: Node, s: Saved) -> SavedRecord:
 def record_origins() -> Iterator[None]:
     """Inside the block, nodes remember the module path and source line they come from. Costs about 1 us a node."""
     before = _graph.find_origin
-    _graph.find_origin = _find
+    _graph.find_origin = before or find  # somebody who listens already is told as much, or more
     try:
         yield
     finally:
         _graph.find_origin = before
 
 
-def _find() -> Origin:
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is None:
-        return Origin(current_path(), "", 0, "")
-    code = frame.f_code
-    return Origin(current_path(), code.co_filename, frame.f_lineno, code.co_name)
-
-
 # --- edges and versions ----------------------------------------------------------------------------------------------
-class GradientEdge(NamedTuple):
-    """A place in the graph where a gradient arrives: a node (or accumulator), and which of its results."""
-
-    node: Any
-    output_nr: int
-
-
 def get_gradient_edge(tensor: Tensor) -> GradientEdge:
     """Where the gradient of a tensor arrives; `autograd.grad` takes it in the tensor's place.
 

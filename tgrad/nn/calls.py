@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tgrad.nn.hooks import RemovableHandle
+from tgrad.hooks import RemovableHandle
+from tgrad.nn.backward_hooks import BackwardHooks
 
 if TYPE_CHECKING:
     from tgrad.nn.module import Module
@@ -65,13 +66,15 @@ class Calls:
         _forward_hooks_with_kwargs: dict[int, bool]
         _forward_hooks_always_called: dict[int, bool]
         _forward_pre_hooks_with_kwargs: dict[int, bool]
+        _backward_hooks: dict[int, Callable]
+        _backward_pre_hooks: dict[int, Callable]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pre-hooks, `forward` and the hooks."""
         stack = _running.stack
         stack.append([self, None])
         try:
-            if self._forward_hooks or self._forward_pre_hooks:
+            if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
                 return self._call_with_hooks(args, kwargs)
             return self.forward(*args, **kwargs)
         finally:
@@ -103,16 +106,58 @@ class Calls:
         flags += [self._forward_hooks_always_called] if always_call else []
         return RemovableHandle(hook, self._forward_hooks, *flags, prepend=prepend)
 
+    def register_full_backward_pre_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call hook(module, grad_output) when backward reaches the module; it may return another grad_output.
+
+        Args:
+            prepend: run it before the hooks registered so far.
+        """
+        return RemovableHandle(hook, self._backward_pre_hooks, prepend=prepend)
+
+    def register_full_backward_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call hook(module, grad_input, grad_output) when the gradients of the module's inputs have been computed.
+
+        Both are tuples as long as the positional inputs and the outputs, with None where there is no gradient. What the
+        hook returns, if not None, replaces grad_input; the gradients of the parameters are not affected. The forward
+        gets, and the caller too, views of the tensors that must not be written in place.
+
+        Args:
+            prepend: run it before the hooks registered so far.
+        """
+        return RemovableHandle(hook, self._backward_hooks, prepend=prepend)
+
+    def register_backward_hook(self, hook: Callable) -> RemovableHandle:
+        """PyTorch's deprecated form, which tgrad does not have: use `register_full_backward_hook`.
+
+        Raises:
+            RuntimeError: the module has a full backward hook. NotImplementedError: otherwise.
+        """
+        if self._backward_hooks:
+            raise RuntimeError(
+                "Cannot use both regular backward hooks and full backward hooks on a single Module. Please use only "
+                "one of them."
+            )
+        raise NotImplementedError(
+            "register_backward_hook is deprecated in PyTorch, and its grad_input is that of the last op alone: use "
+            "register_full_backward_hook"
+        )
+
     def _call_with_hooks(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         result: Any = None
         called: set[int] = set()
         try:
             args, kwargs = self._run_pre_hooks(args, kwargs)
+            around = None
+            if self._backward_hooks or self._backward_pre_hooks:
+                around = BackwardHooks(self, [*self._backward_hooks.values()], [*self._backward_pre_hooks.values()])  # type: ignore[arg-type]
+                args = around.around_inputs(args)
             result = self.forward(*args, **kwargs)
             for key, hook in list(self._forward_hooks.items()):
                 called.add(key)
                 changed = self._run_hook(key, hook, args, kwargs, result)
                 result = result if changed is None else changed
+            if around is not None:
+                result = around.around_outputs(result)
         except Exception:
             self._run_remaining_hooks(called, args, kwargs, result)
             raise

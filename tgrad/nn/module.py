@@ -35,7 +35,7 @@ class Module(Calls, State):
         put("_non_persistent_buffers_set", set())
         for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
             put(name, {})
-        for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"):
             put(name, {})
 
     # --- registration ------------------------------------------------------------------------------------

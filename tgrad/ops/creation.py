@@ -13,7 +13,7 @@ from tgrad import dtypes, modes
 from tgrad.device import compute as compute_device, cpu, resolve
 from tgrad.dtypes import dtype
 from tgrad.kernels.creation import prepare_creation
-from tgrad.layout import Layout, layout
+from tgrad.layout import Layout, is_gapless, layout
 from tgrad.op import Kernel
 from tgrad.ops.views import _sizes, contiguous, fill_launch
 from tgrad.random import Generator, default_generator
@@ -167,7 +167,7 @@ def _build_dropout(x: Tensor, seed: int, offset: int, p: float, scale: float) ->
     out = layout(x.dtype, tuple(x.shape), None, compute_device)
     run = "fp64" if x.dtype is dtypes.float64 else "fp32"
     return [out], prepare_creation(
-        "dropout", x.dtype.triton, (x.dtype.triton,), ("i64", "i64", "fp32", run), x.numel()
+        "dropout", x.dtype.triton, (x.dtype.triton,), ("i64", "i64", "fp32", run), x.numel(), aligned=x.layout.aligned
     ) if x.numel() else None
 
 
@@ -187,10 +187,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 # --- like another tensor
 # -----------------------------------------------------------------------------------------------
 def _like(x: Tensor, kind: dtype | None, where: Any, requires_grad: bool) -> Tensor:
-    from tgrad.layout import may_overlap_itself
-
-    gapless = x.layout.extent == x.layout.numel and not may_overlap_itself(x.shape, x.layout.strides)
-    strides = x.layout.strides if gapless and not x.layout.contiguous else None
+    strides = x.layout.strides if is_gapless(x.layout) and not x.layout.contiguous else None
     to = layout(kind or x.dtype, tuple(x.shape), strides, x.device if where is None else resolve(where))
     t = empty_tensor(to, modes.current().inference)
     return _tracked(t) if requires_grad else t

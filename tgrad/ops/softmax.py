@@ -140,15 +140,14 @@ def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction
             divide(to, scratch.ptr, counted)
 
     def launch(to: int, counted: int, logits: int, classes: int) -> None:
-        scratch = Storage(2 * m * accumulator.itemsize, compute)
-        losses, flags = scratch.ptr, scratch.ptr + m * accumulator.itemsize
+        losses, flags = (Storage(m * accumulator.itemsize, compute) for _ in range(2))  # two: each must be aligned
         if rows is not None:
-            rows(losses, flags, logits, classes)
-        total(counted, flags)
+            rows(losses.ptr, flags.ptr, logits, classes)
+        total(counted, flags.ptr)
         if reduction == "mean":
-            finish(to, losses, counted)
+            finish(to, losses.ptr, counted)
         else:
-            finish(to, losses)
+            finish(to, losses.ptr)
 
     return [out, count], launch
 

@@ -67,6 +67,6 @@ def copy_into(target: Tensor, source: Any) -> Tensor:
     if target.device is not compute:
         refuse(target, modes.current(), False)
         target._array()[...] = encode(source._values() if isinstance(source, Tensor) else source, target.dtype)
-        count_write(target.version, "copy_")
+        graph.count_write(target.version, "copy_")
         return target
     return write(p.copy, target, (source,))

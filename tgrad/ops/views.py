@@ -31,6 +31,7 @@ def _build_view(x: Layout, shape: tuple[int, ...]) -> tuple:
     return shape, strides, 0
 
 
+alias_op = View("alias", lambda x: (tuple(x.shape), x.strides, 0), lambda g: g)
 view_op = View("view", _build_view, lambda g, *, x_shape: reshape(g, x_shape), settings=("shape",))
 
 
@@ -247,8 +248,12 @@ def select(x: Tensor, dim: int, index: int) -> Tensor:
 
 def narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     """`length` elements of a dimension from `start` on."""
+    if x.ndim == 0:
+        raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
     d = wrap_dim(dim, x.ndim)
     size = x.shape[d]
+    if not -size <= start <= size:
+        raise IndexError(f"start out of range (expected to be in range of [{-size}, {size}], but got {start})")
     start = start + size if start < 0 else start
     if length < 0 or start < 0 or start + length > size:
         raise RuntimeError(f"start ({start}) + length ({length}) exceeds dimension size ({size}).")
@@ -275,6 +280,8 @@ def unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
 
 def split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Pieces of `size` along a dimension (the last may be smaller), or of the sizes given."""
+    if x.ndim == 0:
+        raise RuntimeError("split expects at least a 1-dimensional tensor")
     d = wrap_dim(dim, x.ndim)
     total = x.shape[d]
     if isinstance(size, int):
@@ -295,8 +302,12 @@ def split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, .
 
 def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """At most `chunks` pieces of equal size along a dimension (the last may be smaller)."""
+    if x.ndim == 0:
+        raise RuntimeError("chunk expects at least a 1-dimensional tensor")
     if chunks <= 0:
         raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
+    if x.shape[wrap_dim(dim, x.ndim)] == 0:
+        return split(x, [0] * chunks, dim)
     return split(x, max(1, -(-x.shape[wrap_dim(dim, x.ndim)] // chunks)), dim)
 
 
@@ -329,7 +340,7 @@ def index(x: Tensor, key: Any) -> Tensor:
                 f"tensors take integers, slices, None and Ellipsis as indices, got {type(k).__name__}; indexing by "
                 "tensors, lists and masks is not supported yet"
             )
-    return view_op(out, shape=tuple(x.shape)) if out is x else out
+    return alias_op(x) if out is x else out
 
 
 def _slice(x: Tensor, dim: int, key: slice) -> Tensor:

@@ -1,0 +1,142 @@
+/* A launch of one compiled kernel with everything fixed but its leading arguments: addresses and numbers.
+ *
+ * make(function, grid x, y, z, threads, shared bytes, runtime count, kinds, fixed values) returns a callable that takes
+ * the run-time values as positional arguments. kinds has a letter per parameter: P address, i int32, l int64, f float32,
+ * d float64. Triton's kernels end with two scratch pointers, which are null for kernels without scratch memory.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <dlfcn.h>
+#include <stddef.h>
+#include "cuda.h"
+
+#define MOST 64
+
+typedef union { uint64_t address; int64_t l; int32_t i; float f; double d; } Value;
+
+typedef struct {
+  PyObject_HEAD
+  vectorcallfunc call;
+  CUlaunchConfig config;
+  CUfunction function;
+  int runtime, total;
+  char kinds[MOST];
+  Value values[MOST];
+} Launcher;
+
+static CUresult (*launch_kernel)(const CUlaunchConfig *, CUfunction, void **, void **);
+static CUresult (*error_string)(CUresult, const char **);
+static CUstream stream;
+
+static int convert(char kind, PyObject *object, Value *value) {
+  switch (kind) {
+  case 'P': value->address = PyLong_AsUnsignedLongLong(object); break;
+  case 'l': value->l = PyLong_AsLongLong(object); break;
+  case 'f': value->f = (float)PyFloat_AsDouble(object); break;
+  case 'd': value->d = PyFloat_AsDouble(object); break;
+  default: {
+    long l = PyLong_AsLong(object);
+    if ((int32_t)l != l && !PyErr_Occurred()) PyErr_SetString(PyExc_OverflowError, "an int32 argument does not fit");
+    value->i = (int32_t)l;
+  }
+  }
+  return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *launch(PyObject *self, PyObject *const *args, size_t count, PyObject *names) {
+  Launcher *launcher = (Launcher *)self;
+  Value values[MOST];
+  void *parameters[MOST];
+  if (PyVectorcall_NARGS(count) != launcher->runtime || names) {
+    PyErr_Format(PyExc_TypeError, "launch: expected %d values, got %zd", launcher->runtime, PyVectorcall_NARGS(count));
+    return NULL;
+  }
+  for (int i = 0; i < launcher->runtime; i++) {
+    if (convert(launcher->kinds[i], args[i], &values[i])) return NULL;
+    parameters[i] = &values[i];
+  }
+  for (int i = launcher->runtime; i < launcher->total; i++) parameters[i] = &launcher->values[i];
+  CUlaunchConfig config = launcher->config;
+  config.hStream = stream;
+  CUresult result;
+  Py_BEGIN_ALLOW_THREADS
+  result = launch_kernel(&config, launcher->function, parameters, NULL);
+  Py_END_ALLOW_THREADS
+  if (result) {
+    const char *text = "unknown error";
+    error_string(result, &text);
+    return PyErr_Format(PyExc_RuntimeError, "CUDA error %d at a launch: %s", (int)result, text);
+  }
+  Py_RETURN_NONE;
+}
+
+static PyTypeObject LauncherType = {
+  PyVarObject_HEAD_INIT(NULL, 0)
+  .tp_name = "tgrad_launcher.Launcher",
+  .tp_basicsize = sizeof(Launcher),
+  .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL,
+  .tp_vectorcall_offset = offsetof(Launcher, call),
+  .tp_call = PyVectorcall_Call,
+};
+
+static PyObject *make(PyObject *module, PyObject *args) {
+  unsigned long long function;
+  unsigned x, y, z, threads, shared;
+  int runtime;
+  const char *kinds;
+  Py_ssize_t count;
+  PyObject *fixed;
+  if (!PyArg_ParseTuple(args, "KIIIIIis#O!", &function, &x, &y, &z, &threads, &shared, &runtime, &kinds, &count,
+                        &PyTuple_Type, &fixed))
+    return NULL;
+  if (count + 2 > MOST || runtime + PyTuple_GET_SIZE(fixed) != count) {
+    PyErr_Format(PyExc_ValueError, "make: %zd parameters, %d run-time and %zd fixed values", count, runtime,
+                 PyTuple_GET_SIZE(fixed));
+    return NULL;
+  }
+  Launcher *launcher = PyObject_New(Launcher, &LauncherType);
+  if (!launcher) return NULL;
+  launcher->call = launch;
+  launcher->function = (CUfunction)function;
+  launcher->runtime = runtime;
+  launcher->total = count + 2;
+  memset(&launcher->config, 0, sizeof launcher->config);
+  launcher->config.gridDimX = x; launcher->config.gridDimY = y; launcher->config.gridDimZ = z;
+  launcher->config.blockDimX = threads; launcher->config.blockDimY = 1; launcher->config.blockDimZ = 1;
+  launcher->config.sharedMemBytes = shared;
+  memset(launcher->values, 0, sizeof launcher->values);
+  memcpy(launcher->kinds, kinds, count);
+  for (int i = runtime; i < count; i++)
+    if (convert(kinds[i], PyTuple_GET_ITEM(fixed, i - runtime), &launcher->values[i])) {
+      Py_DECREF(launcher);
+      return NULL;
+    }
+  return (PyObject *)launcher;
+}
+
+static PyObject *set_stream(PyObject *module, PyObject *address) {
+  stream = (CUstream)PyLong_AsUnsignedLongLong(address);
+  if (PyErr_Occurred()) return NULL;
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+  {"make", make, METH_VARARGS, "A launch with its fixed values."},
+  {"set_stream", set_stream, METH_O, "The stream, by its address, that all launches go to; 0 is the default one."},
+  {0},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tgrad_launcher", 0, -1, methods};
+
+PyMODINIT_FUNC PyInit_tgrad_launcher(void) {
+  void *driver = dlopen("libcuda.so.1", RTLD_LAZY);
+  if (driver) {
+    launch_kernel = dlsym(driver, "cuLaunchKernelEx");
+    error_string = dlsym(driver, "cuGetErrorString");
+  }
+  if (!launch_kernel || !error_string) {
+    PyErr_SetString(PyExc_ImportError, "libcuda.so.1 with cuLaunchKernelEx was not found");
+    return NULL;
+  }
+  return PyType_Ready(&LauncherType) ? NULL : PyModule_Create(&definition);
+}

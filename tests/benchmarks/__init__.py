@@ -1,0 +1,1 @@
+"""What is timed: Triton's interpreter, the host code of a launch, and the GPU."""

@@ -1,0 +1,5 @@
+"""Tools for training."""
+
+from tgrad.utils import checkpoint
+
+__all__ = ["checkpoint"]
