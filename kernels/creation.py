@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from tgrad.kernels import libm
-from tgrad.kernels.launch import Launch, prepare
+from tgrad.kernels.launch import Launch, holders, prepare
 from tgrad.kernels.pointwise import tile
 from tgrad.kernels.program import TYPES, convert
 
@@ -73,7 +73,35 @@ def dropout(out, x, seed, offset, p, scale, n, TYPE: tl.constexpr, BLOCK: tl.con
     tl.store(out + i, convert(tl.where(keep, value * scale, 0.0), TYPE), mask=mask)
 
 
-KERNELS = {"arange": arange, "eye": eye, "uniform": uniform, "normal": normal, "dropout": dropout}
+@triton.jit
+def integers(out, seed, offset, low, width, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """low + r, r in [0, width) the remainder of 63 random bits; width 0: of all integers from low on."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    a, b, _, _ = tl.randint4x(seed, offset + i)
+    low_word = b.to(tl.uint32, bitcast=True).to(tl.int64)
+    word = ((a.to(tl.uint32, bitcast=True) >> 1).to(tl.int64) << 32) | low_word
+    word = tl.where(width > 0, word % tl.maximum(width, 1), word)
+    tl.store(out + i, convert(low + word, TYPE), mask=i < n)
+
+
+@triton.jit
+def exponential(out, seed, offset, mean, unused, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Exponential numbers of a mean, never 0."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    z = tl.maximum(-libm.log(1.0 - unit(bits(seed, offset, i))), 2.9802322387695312e-08)
+    tl.store(out + i, convert(z.to(mean.dtype) * mean, TYPE), mask=i < n)
+
+
+@triton.jit
+def linspace(out, start, end, step, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """n numbers from start to end, `step` apart, counted from the nearer end."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.where(i < n // 2, start + i.to(start.dtype) * step, end - (n - 1 - i).to(start.dtype) * step)
+    tl.store(out + i, convert(tl.where(n == 1, start, value), TYPE), mask=i < n)
+
+
+KERNELS = {"arange": arange, "eye": eye, "uniform": uniform, "normal": normal, "dropout": dropout, "integers": integers,
+           "exponential": exponential, "linspace": linspace}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
@@ -92,3 +120,6 @@ def prepare_creation(
     runtime = ("*" + out, *("*" + t for t in pointers), *scalars)
     constexprs = {"TYPE": TYPES[out], "BLOCK": block}
     return prepare(KERNELS[name], (triton.cdiv(n, block),), runtime, (n, *sizes), constexprs, aligned=aligned)
+
+
+holders.append(prepare_creation.cache_clear)

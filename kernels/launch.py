@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from tgrad.kernels import native
 
 INTERPRET: bool = bool(knobs.runtime.interpret)
 _mode = os.environ.get("TGRAD_LAUNCH", "interpret" if INTERPRET else "driver")
@@ -28,10 +31,6 @@ if _mode.startswith("compile:"):
     COMPILE_ONLY = GPUTarget("cuda", int(_mode.removeprefix("compile:")), 32)
 
 Launch = Callable[..., None]
-
-# Called with the kernel's name at each launch while somebody listens (a profiler).
-listener: Callable[[str], None] | None = None
-
 
 class Static(int):
     """An integer argument that the kernel is compiled for: an inner stride of 0 or 1."""
@@ -81,15 +80,44 @@ def prepare(
         call = interpret.prepare(kernel, grid, runtime, fixed, constexprs)
     else:
         compiled = compile(kernel, runtime, fixed, constexprs, warps, stages, aligned, contract)
-        call = _skip if COMPILE_ONLY else _driver_launch(compiled, grid, runtime, (*fixed, *constexprs.values()))
-    label = name or kernel.__name__
+        call = _skip if COMPILE_ONLY else _driver_launch(compiled, grid, runtime, fixed, (*constexprs.values(),))
+    return call if _listener is None else _told(call, name or kernel.__name__)
 
+
+def _told(call: Launch, label: str) -> Launch:
     def launch(*values: int | float) -> None:
-        if listener is not None:
-            listener(label)
+        if _listener is not None:
+            _listener(label)
         call(*values)
 
     return launch
+
+
+@contextmanager
+def listen(listener: Callable[[str], None]) -> Iterator[None]:
+    """Inside the block, tell `listener` the name of every kernel that is launched.
+
+    Launches are prepared anew at the block's beginning and end, so that they cost nothing while nobody listens.
+    """
+    global _listener
+    before, _listener = _listener, listener
+    _prepare_anew()
+    try:
+        yield
+    finally:
+        _listener = before
+        _prepare_anew()
+
+
+def _prepare_anew() -> None:
+    for forget in holders:
+        forget()
+
+
+_listener: Callable[[str], None] | None = None
+
+# Called to forget all prepared launches: whoever keeps some adds a function here.
+holders: list[Callable[[], None]] = []
 
 
 def _skip(*values: int | float) -> None:
@@ -185,13 +213,35 @@ def _walk(value: Any, path: tuple[int, ...]) -> Any:
         yield path, value
 
 
-def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, rest: tuple) -> Launch:
-    driver = triton.runtime.driver.active
-    device = driver.get_current_device()
-    current_stream = driver.get_current_stream
+def set_stream(address: int) -> None:
+    """The CUDA stream, by its address, that launches go to from now on. At first it is the driver's current one."""
+    global _stream
+    _stream = address
+    built = native.module()
+    if built is not None:
+        built.set_stream(address)
+
+
+_stream: int | None = None
+
+
+def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, fixed: tuple, constants: tuple) -> Launch:
+    if _stream is None:
+        driver = triton.runtime.driver.active
+        set_stream(driver.get_current_stream(driver.get_current_device()))
     compiled._init_handles()
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     x, y, z = (*grid, 1, 1)[:3]
+    blocks = x, y, z
+    built = native.module() if native.fits(compiled.metadata) else None
+    if built is None:
+        return _triton_launch(compiled, blocks, runtime, (*fixed, *constants))
+    plain = [(_type(v), v) for v in _leaves(fixed) if not isinstance(v, Static)]
+    return native.prepare(built, compiled, blocks, list(_leaves(runtime)), plain)
+
+
+def _triton_launch(compiled: Any, grid: tuple[int, int, int], runtime: tuple, rest: tuple) -> Launch:
+    """Through Triton's own launcher, which wants arguments nested as in the signature, constants among them."""
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     spans, at = [], 0
     for given in runtime:
         width = len(given) if isinstance(given, tuple) else 1
@@ -200,6 +250,6 @@ def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, rest: t
 
     def launch(*values: int | float) -> None:
         args = [values[span] for span in spans]  # an index gives the value, a slice the tuple of them
-        run(x, y, z, current_stream(device), function, metadata, None, None, None, *args, *rest)
+        run(*grid, _stream, function, metadata, None, None, None, *args, *rest)
 
     return launch

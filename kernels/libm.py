@@ -49,6 +49,17 @@ if INTERPRET:
     sin, cos, tanh = (elementwise(f) for f in (np.sin, np.cos, np.tanh))
     erf, pow = elementwise(_numpy_erf), elementwise(np.power)
     sqrt, div = elementwise(np.sqrt), elementwise(np.divide)
+    exp2, log2, log10, tan = (elementwise(f) for f in (np.exp2, np.log2, np.log10, np.tan))
+    asin, acos, atan, atan2 = (elementwise(f) for f in (np.arcsin, np.arccos, np.arctan, np.arctan2))
+    sinh, cosh, asinh, acosh, atanh = (elementwise(f) for f in (np.sinh, np.cosh, np.arcsinh, np.arccosh, np.arctanh))
+    floor, ceil, trunc, rint = (elementwise(f) for f in (np.floor, np.ceil, np.trunc, np.rint))
+    fmod, hypot, copysign = (elementwise(f) for f in (np.fmod, np.hypot, np.copysign))
+
+    def _numpy_erfc(x: np.ndarray) -> np.ndarray:
+        # C's, one by one: 1 - erf(x) has no digits left where x is large.
+        return np.frompyfunc(math.erfc, 1, 1)(x.astype(np.float64)).astype(x.dtype)
+
+    erfc = elementwise(_numpy_erfc)
 else:
 
     @triton.jit
@@ -104,3 +115,87 @@ else:
         else:
             z = x / y
         return z
+
+    @triton.jit
+    def exp2(x):
+        return libdevice.exp2(x)
+
+    @triton.jit
+    def log2(x):
+        return libdevice.log2(x)
+
+    @triton.jit
+    def log10(x):
+        return libdevice.log10(x)
+
+    @triton.jit
+    def tan(x):
+        return libdevice.tan(x)
+
+    @triton.jit
+    def asin(x):
+        return libdevice.asin(x)
+
+    @triton.jit
+    def acos(x):
+        return libdevice.acos(x)
+
+    @triton.jit
+    def atan(x):
+        return libdevice.atan(x)
+
+    @triton.jit
+    def sinh(x):
+        return libdevice.sinh(x)
+
+    @triton.jit
+    def cosh(x):
+        return libdevice.cosh(x)
+
+    @triton.jit
+    def asinh(x):
+        return libdevice.asinh(x)
+
+    @triton.jit
+    def acosh(x):
+        return libdevice.acosh(x)
+
+    @triton.jit
+    def atanh(x):
+        return libdevice.atanh(x)
+
+    @triton.jit
+    def erfc(x):
+        return libdevice.erfc(x)
+
+    @triton.jit
+    def floor(x):
+        return libdevice.floor(x)
+
+    @triton.jit
+    def ceil(x):
+        return libdevice.ceil(x)
+
+    @triton.jit
+    def trunc(x):
+        return libdevice.trunc(x)
+
+    @triton.jit
+    def rint(x):
+        return libdevice.rint(x)
+
+    @triton.jit
+    def atan2(x, y):
+        return libdevice.atan2(x, y)
+
+    @triton.jit
+    def fmod(x, y):
+        return libdevice.fmod(x, y)
+
+    @triton.jit
+    def hypot(x, y):
+        return libdevice.hypot(x, y)
+
+    @triton.jit
+    def copysign(x, y):
+        return libdevice.copysign(x, y)

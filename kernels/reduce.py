@@ -1,4 +1,4 @@
-"""Reductions: sum, maximum and minimum over any dimensions, of a Program of any number of operands."""
+"""Reductions: sum, product, maximum and minimum over any dimensions, of a Program of any number of operands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton.language as tl
 from tgrad.kernels.launch import INTERPRET, Launch, prepare, strides
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, Program, run
-from tgrad.kernels.scalar import maximum, minimum
+from tgrad.kernels.scalar import maximum, minimum, mul
 
 if INTERPRET:
     from tgrad.kernels.interpret import register_reduce
@@ -18,12 +18,15 @@ if INTERPRET:
 if INTERPRET:
     register_reduce(maximum, lambda x, axis: np.max(x, axis=axis))
     register_reduce(minimum, lambda x, axis: np.min(x, axis=axis))
+    register_reduce(mul, lambda x, axis: np.prod(x, axis=axis, dtype=np.float64 if x.dtype.kind == "f" else None))
 
 
 @triton.jit
 def combine(a, b, KIND: tl.constexpr):
     if KIND == "sum":
         c = a + b
+    elif KIND == "prod":
+        c = a * b
     elif KIND == "max":
         c = maximum(a, b)
     else:
@@ -36,6 +39,8 @@ def fold(x, AXIS: tl.constexpr, KIND: tl.constexpr):
     """Combine a block along AXIS."""
     if KIND == "sum":
         y = tl.sum(x, AXIS)
+    elif KIND == "prod":
+        y = tl.reduce(x, AXIS, mul)
     elif KIND == "max":
         y = tl.reduce(x, AXIS, maximum)
     else:
@@ -99,6 +104,7 @@ def reduce(
 
 IDENTITIES: dict[str, dict[str, float | int]] = {
     "sum": dict.fromkeys(TYPES, 0),
+    "prod": dict.fromkeys(TYPES, 1),
     "max": {"fp32": float("-inf"), "fp64": float("-inf"), "i32": -(2**31), "i64": -(2**63), "u8": 0},
     "min": {"fp32": float("inf"), "fp64": float("inf"), "i32": 2**31 - 1, "i64": 2**63 - 1, "u8": 255},
 }

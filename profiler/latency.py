@@ -118,7 +118,7 @@ class _Ops:
 @contextmanager
 def counting() -> Iterator[Callable[[], tuple[int, int]]]:
     """Yields a function that gives (ops dispatched, kernels launched) since it was last asked."""
-    before = dispatch.observer, launch.listener
+    before = dispatch.observer
     ops, kernels, seen = _Ops(), [0], [0, 0]
 
     def count(label: str) -> None:
@@ -130,11 +130,12 @@ def counting() -> Iterator[Callable[[], tuple[int, int]]]:
         seen[:] = now
         return new
 
-    dispatch.observer, launch.listener = ops, count
+    dispatch.observer = ops
     try:
-        yield ask
+        with launch.listen(count):
+            yield ask
     finally:
-        dispatch.observer, launch.listener = before
+        dispatch.observer = before
 
 
 def counts(workload: Workload, mode: str) -> dict[str, int]:

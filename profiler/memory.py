@@ -17,7 +17,7 @@ from tgrad.profiler.errors import ProfilerError, one_line
 from tgrad.profiler.origins import recorded, shown
 from tgrad.profiler.records import EventRow, SavedRow
 from tgrad.profiler.workloads import Workload, tensors_in, where
-from tgrad.storage import ALIGNMENT, OutOfMemoryError, Storage, ledger
+from tgrad.storage import ALIGNMENT, Allocation, OutOfMemoryError, ledger
 from tgrad.tensor import Tensor
 
 CONTEXTS: dict[str, Callable[[], AbstractContextManager]] = {
@@ -44,14 +44,14 @@ class Timeline:
         self.phase = "forward"
         self.born: dict[int, int] = {}  # bytes of each storage allocated since, by id
 
-    def allocated(self, storage: Storage) -> None:
+    def allocated(self, storage: Allocation) -> None:
         self.born[storage.id] = storage.nbytes
         self._note("alloc", storage)
 
-    def freed(self, storage: Storage) -> None:
+    def freed(self, storage: Allocation) -> None:
         self._note("free", storage)
 
-    def _note(self, action: str, storage: Storage) -> None:
+    def _note(self, action: str, storage: Allocation) -> None:
         at = time.perf_counter_ns()
         self.events.append((at, action, storage.id, storage.nbytes, ledger.live_bytes, self.phase))
 

@@ -52,7 +52,7 @@ def pretended(
     from tgrad.tensor import Version, make
 
     storage = Storage(16, compute)
-    return make(layout(dtype, shape, strides, compute, aligned), storage, storage.ptr, Version())
+    return make(layout(dtype, shape, strides, compute, aligned), storage, storage.ptr, Version.zero())
 
 
 def backward(out: Any) -> None:
@@ -104,7 +104,8 @@ def dense() -> Iterator[Program]:
     for k, (name, row) in enumerate(p.TABLE.items()):
         for dtype in (tgrad.float32, tgrad.bfloat16):
 
-            def arguments(row: Any = row, dtype: Any = dtype, aligned: bool = True) -> list:
+            def arguments(name: str = name, row: Any = row, dtype: Any = dtype, aligned: bool = True) -> list:
+                dtype = tgrad.int64 if name.startswith("bitwise") else dtype
                 kinds = [tgrad.bool if n == "condition" else dtype for n in row.inputs]
                 return [pretended((N,), kind, aligned=aligned) for kind in kinds]
 

@@ -464,6 +464,19 @@ def test_one_object_entered_in_several_threads():
 
 
 @statement()
+def test_entered_in_one_thread_and_left_in_another(M):
+    def body():
+        with M.no_grad():
+            yield state(M)
+
+    g, seen = body(), []
+    worker = threading.Thread(target=lambda: seen.append(next(g)))
+    worker.start()
+    worker.join()
+    return seen, list(g), state(M)
+
+
+@statement()
 def test_set_multithreading_enabled(M):
     A = M.autograd
     seen = [A.is_multithreading_enabled()]

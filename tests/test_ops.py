@@ -271,8 +271,7 @@ def test_cast(source, target):
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 1e-310, -1e-40, 1e-45, 0.5, 3.0, 20.0, -20.0, 88.0, 89.0,
     -87.0, -104.0, 710.0,
            -746.0, 1e4, -1e4, 3e38, -3e38]  # fmt: skip
-UNARY_ROWS = [s for s in ROW_SAMPLES if len(s.inputs) == 1]
-BINARY_ROWS = [s for s in ROW_SAMPLES if len(s.inputs) == 2]
+UNARY_ROWS, BINARY_ROWS = ([s for s in ROW_SAMPLES if [i.dtype for i in s.inputs] == [None] * n] for n in (1, 2))
 
 
 def compare_special(sample, arrays, dtype, scale):
@@ -300,6 +299,8 @@ def test_special_values_of_one_variable(sample, dtype):
         data = data[np.abs(data) < 1e9]  # the rest is undefined
     if sample.op in (p.sin, p.cos, p.erf, p.sigmoid, p.softplus, p.gelu_tanh):
         data = data[~((np.abs(data) < 1e-37) & (data != 0))]  # subnormal: torch's vectorised forms may flush them
+    if sample.label == "round-decimals":
+        data = data[~(np.abs(data) > 1e30)]  # times 100 is infinite
     compare_special(sample, [data], dtype, 1e-300 if dtype is tgrad.float64 else 1e-37)
 
 
@@ -307,6 +308,8 @@ def test_special_values_of_one_variable(sample, dtype):
 @pytest.mark.parametrize("sample", each(BINARY_ROWS))
 def test_special_values_of_two_variables(sample):
     data = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -3.0, 1e-310, 1e300])
+    if sample.op.name in ("fmod", "remainder"):
+        data = data[data != 1e-310]  # torch's vectorised fmod by a subnormal number is nan
     a, b = (x.reshape(-1).copy() for x in np.meshgrid(data, data))
     compare_special(sample, [a, b], tgrad.float64, 1e-300)
 

@@ -16,8 +16,10 @@ pytestmark = pytest.mark.skipif(compute.type != "cpu", reason="there is a GPU: t
 
 
 @functools.cache
-def launches():
-    return made("launches", "tests.stub.cases", TGRAD_LAUNCH="driver")
+def launches(launcher):
+    """By tgrad's own launcher, or by Triton's."""
+    native = "1" if launcher == "native" else "0"
+    return made(f"launches-{launcher}", "tests.stub.cases", TGRAD_LAUNCH="driver", TGRAD_NATIVE=native)
 
 
 @functools.cache
@@ -26,9 +28,10 @@ def devices():
 
 
 @pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
+@pytest.mark.parametrize("launcher", ["native", "triton"])
 @pytest.mark.parametrize("name", cases.CASES)
-def test_launches(name):
-    assert not launches()[name], launches()[name]
+def test_launches(name, launcher):
+    assert not launches(launcher)[name], launches(launcher)[name]
 
 
 @pytest.mark.parametrize("name", two_devices.CASES)

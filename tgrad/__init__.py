@@ -25,7 +25,7 @@ from tgrad import methods as _methods
 
 _methods.install()
 
-from tgrad import autograd, cuda, nn, optim, random, utils
+from tgrad import autograd, cuda, linalg, nn, optim, random, utils
 from tgrad.anomaly import is_anomaly_check_nan_enabled, is_anomaly_enabled, set_anomaly_enabled
 from tgrad.device import device
 from tgrad.dtypes import (
@@ -79,6 +79,7 @@ from tgrad.storage import OutOfMemoryError
 from tgrad.tensor import Tensor
 
 globals().update(_functions.FUNCTIONS)
+globals().update(_functions.library.FREE)
 float = float32
 int = int32
 

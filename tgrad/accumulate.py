@@ -14,7 +14,13 @@ _lock = threading.RLock()  # concurrent walks may end in one leaf
 
 
 def finish(leaf: Tensor, g: Tensor, own: bool, create_graph: bool) -> None:
-    """Accumulate g, after the leaf's tensor hooks, and run the hooks around it."""
+    """Accumulate g, after the leaf's tensor hooks, and run the hooks around it.
+
+    Raises:
+        RuntimeError: the tensor is no leaf any more: it was written in place while it did not require grad.
+    """
+    if leaf.node is not None:
+        raise RuntimeError("leaf variable has been moved into the graph interior")
     hooks = leaf.hooks
     if hooks is not None and hooks.before:
         replaced = run_prehooks(hooks.before, (g,))[0]

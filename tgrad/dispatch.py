@@ -67,6 +67,70 @@ def dispatch(op: Op, args: Sequence[Any], settings: tuple = ()) -> list[Tensor]:
     return outs
 
 
+def unary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """`dispatch` for a pointwise op of one tensor, written out: the same path for what its plans know already.
+
+    Args:
+        otherwise: called with the arguments where there is no plan yet, or something listens.
+    """
+    plans = op.plans
+
+    def call(input: Any) -> Any:
+        try:
+            plan = plans[input.layout,]
+        except (KeyError, AttributeError):
+            return otherwise(input)
+        if observer is not None:
+            return otherwise(input)
+        mode = current()
+        out = empty(plan.out, mode.inference)
+        plan.launch(out.ptr, input.ptr)  # type: ignore[misc]
+        if mode.record and (input._requires_grad or input.alias is not None):
+            record(plan, (input,), (out,))
+        return out
+
+    return call
+
+
+def binary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """`dispatch` for a pointwise op of two tensors, or of a tensor and a number, written out. See `unary`."""
+    plans = op.plans
+
+    def call(input: Any, other: Any) -> Any:
+        if other.__class__ is float or other.__class__ is int:
+            return with_number(input, other)
+        try:
+            plan = plans[input.layout, other.layout]
+        except (KeyError, AttributeError):
+            return otherwise(input, other)
+        if observer is not None:
+            return otherwise(input, other)
+        mode = current()
+        out = empty(plan.out, mode.inference)
+        plan.launch(out.ptr, input.ptr, other.ptr)  # type: ignore[misc]
+        if mode.record and (
+            input._requires_grad or other._requires_grad or input.alias is not None or other.alias is not None
+        ):
+            record(plan, (input, other), (out,))
+        return out
+
+    def with_number(a: Any, b: float) -> Any:
+        try:
+            plan = plans[a.layout, b.__class__]
+        except (KeyError, AttributeError):
+            return otherwise(a, b)
+        if observer is not None:
+            return otherwise(a, b)
+        mode = current()
+        out = empty(plan.out, mode.inference)
+        plan.launch(out.ptr, a.ptr, b)  # type: ignore[misc]
+        if mode.record and (a._requires_grad or a.alias is not None):
+            record(plan, (a, b), (out,))
+        return out
+
+    return call
+
+
 def brought_near(args: Sequence[Any]) -> Sequence[Any]:
     """`args` with 0-dim CPU tensors copied to the compute device, where the other tensors are; else `args` itself."""
     tensors = [a for a in args if isinstance(a, Tensor)]

@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tgrad import dtypes
-from tgrad.ops import matmul, pointwise as p, reduce, views
+from tgrad import activations, arithmetic, dtypes
+from tgrad.arguments import Number, binary, operand, unary
+from tgrad.ops import library, extremes, matmul, pointwise as p, products, reduce, scan, statistics, truth, views
 from tgrad.ops.softmax import log_softmax, softmax
 from tgrad.tensor import Tensor
-
-Number = bool | int | float
-
-
-def operand(name: str, value: Any) -> Any:
-    if isinstance(value, (Tensor, bool, int, float)):
-        return value
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy scalar
-        return value.item()
-    raise TypeError(f"{name}: expected a Tensor or a number, got {type(value).__name__}")
 
 
 def power(base: Any, exponent: Any) -> Any:
@@ -47,11 +38,6 @@ def mul(input: Tensor, other: Any) -> Tensor:
     return p.mul(input, operand("mul", other))
 
 
-def div(input: Tensor, other: Any) -> Tensor:
-    """input / other; integers are divided as floats."""
-    return p.div(input, operand("div", other))
-
-
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent.
 
@@ -72,69 +58,50 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return p.clamp(input, operand("clamp", min), operand("clamp", max))
 
 
-def where(condition: Tensor, input: Any, other: Any) -> Tensor:
-    """input where condition, else other.
+def clamp_min(input: Tensor, min: Any) -> Tensor:
+    """input where it is greater than `min`, else `min`, a number or a tensor."""
+    return clamp(input, min=min)
+
+
+def clamp_max(input: Tensor, max: Any) -> Tensor:
+    """input where it is less than `max`, else `max`, a number or a tensor."""
+    return clamp(input, max=max)
+
+
+def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
+    """input where condition, else other. Of a condition alone: the coordinates of what is not zero, as `nonzero`.
 
     Raises:
         RuntimeError: the condition is not bool.
     """
+    if input is None and other is None and isinstance(condition, Tensor):
+        return library.BOTH["nonzero"](condition, as_tuple=True)
     if not isinstance(condition, Tensor) or condition.dtype is not dtypes.bool_:
         got = repr(condition.dtype) if isinstance(condition, Tensor) else type(condition).__name__
         raise RuntimeError(f"where expected condition to be a boolean tensor, but got {got}")
     return p.where(condition, operand("where", input), operand("where", other))
 
 
-def _unary(row: p.Pointwise) -> Callable[[Tensor], Tensor]:
-    def function(input: Tensor) -> Tensor:
-        return row(_tensor(row.name, input))
-
-    return named(function, row.name)
-
-
-def _binary(row: p.Pointwise) -> Callable[[Tensor, Any], Tensor]:
-    def function(input: Tensor, other: Any) -> Tensor:
-        return row(_tensor(row.name, input), operand(row.name, other))
-
-    return named(function, row.name)
-
-
-def _tensor(name: str, x: Any) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}(): argument 'input' must be Tensor, not {type(x).__name__}")
-    return x
-
-
-def named(function: Callable, name: str) -> Callable:
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"`torch.{name}`, elementwise."
-    return function
-
-
 UNARY = (
-    "neg",
-    "abs",
-    "exp",
-    "log",
-    "sqrt",
-    "rsqrt",
-    "reciprocal",
-    "square",
-    "sin",
-    "cos",
-    "tanh",
-    "erf",
-    "sigmoid",
-    "relu",
-    "logical_not",
-)
-BINARY = ("maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor")
-FUNCTIONS: dict[str, Callable] = {name: _unary(p.TABLE[name]) for name in UNARY}
-FUNCTIONS |= {name: _binary(p.TABLE[name]) for name in BINARY}
-FUNCTIONS |= {f.__name__: f for f in (add, sub, mul, div, pow, clamp, where)}
+    "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square", "sin", "cos", "tanh", "erf", "sigmoid", "relu",
+    "logical_not", "exp2", "expm1", "log2", "log10", "log1p", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh",
+    "acosh", "atanh", "erfc", "sinc", "rad2deg", "deg2rad", "floor", "ceil", "trunc", "frac", "sign", "sgn",
+)  # fmt: skip
+TESTS = ("isnan", "isinf", "isfinite", "signbit")  # no in-place form: the result is bool
+BINARY = (
+    "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "atan2",
+    "hypot", "logaddexp", "copysign",
+)  # fmt: skip
+FUNCTIONS: dict[str, Callable] = {name: unary(p.TABLE[name]) for name in (*UNARY, *TESTS)}
+FUNCTIONS |= {name: binary(p.TABLE[name]) for name in BINARY}
+FUNCTIONS |= arithmetic.FUNCTIONS
+FUNCTIONS |= {f.__name__: f for f in (add, sub, mul, pow, clamp, clamp_min, clamp_max, where)}
 FUNCTIONS |= {
-    "negative": FUNCTIONS["neg"], "subtract": sub, "multiply": mul, "divide": div, "true_divide": div, "clip": clamp,
-    "absolute": FUNCTIONS["abs"],
+    "negative": FUNCTIONS["neg"], "subtract": sub, "multiply": mul, "clip": clamp, "absolute": FUNCTIONS["abs"],
+    "arctan2": FUNCTIONS["atan2"], "fix": FUNCTIONS["trunc"], "greater": FUNCTIONS["gt"], "less": FUNCTIONS["lt"],
+    "greater_equal": FUNCTIONS["ge"], "less_equal": FUNCTIONS["le"], "not_equal": FUNCTIONS["ne"],
 }  # fmt: skip
+FUNCTIONS |= {"arc" + name[1:]: FUNCTIONS[name] for name in ("asin", "acos", "atan", "asinh", "acosh", "atanh")}
 FUNCTIONS |= {
     f.__name__: f for f in (reduce.sum, reduce.mean, reduce.amax, reduce.amin, matmul.matmul, matmul.mm, matmul.bmm)
 }
@@ -154,3 +121,11 @@ VIEWS = (
 )
 FUNCTIONS |= {name: getattr(views, name) for name in VIEWS}
 FUNCTIONS |= {"softmax": softmax, "log_softmax": log_softmax}
+FUNCTIONS |= {name: activations.FUNCTIONS[name] for name in ("celu", "selu", "threshold")}
+FUNCTIONS |= {f.__name__: f for f in (truth.any, truth.all, truth.count_nonzero, truth.nansum)}
+FUNCTIONS |= {f.__name__: f for f in (extremes.max, extremes.min, extremes.argmax, extremes.argmin)}
+FUNCTIONS |= {f.__name__: f for f in (scan.cumsum, scan.cumprod, scan.prod, statistics.norm, statistics.logsumexp)}
+FUNCTIONS |= {f.__name__: f for f in (statistics.var, statistics.std, statistics.var_mean, statistics.std_mean)}
+FUNCTIONS |= products.FUNCTIONS
+FUNCTIONS |= library.BOTH
+NO_METHODS = ("einsum", "celu", "selu", "threshold")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tgrad import modes
 from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.layout import Layout
-from tgrad.storage import Storage
+from tgrad.storage import Allocation
 from tgrad.tensor import Tensor, Version, make
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Saved:
         """`own`: t is the result of the node that saves it. (Auxiliary results have no history.)"""
         if t.version is None:
             raise unsaveable()
-        self.storage: Storage | None = t.storage
+        self.storage: Allocation | None = t.storage
         self.layout: Layout = t.layout
         self.ptr = t.ptr
         self.version: Version = t.version
@@ -68,7 +68,7 @@ class Saved:
         self.edge: Any = _ITSELF if own else t.node or (t if t._requires_grad else None)
         self.name = name
 
-    def pinned(self) -> Storage | None:
+    def pinned(self) -> Allocation | None:
         """The memory it keeps alive, where that is known."""
         return self.storage
 
@@ -134,7 +134,7 @@ class Packed(Saved):
         self.unpack_hook = hooks[1]
         self.storage = None  # the hook decides what stays alive
 
-    def pinned(self) -> Storage | None:
+    def pinned(self) -> Allocation | None:
         parts = self.packed if isinstance(self.packed, tuple) else (self.packed,)
         return next((part.storage for part in parts if isinstance(part, Tensor)), None)
 
@@ -246,11 +246,15 @@ class Node:
     def __del__(self) -> None:
         # A long chain would recurse: each node's end would end the next. Instead the nodes that only this one holds are
         # handed to a list that is emptied in a loop.
-        edges = getattr(self, "edges", None)
-        if edges:
-            saved = self.saved
-            self.edges, self.saved = (), None
-            _bury(edges, saved)
+        try:
+            edges, saved = self.edges, self.saved
+        except AttributeError:  # its recording failed
+            return
+        for edge in edges:
+            if isinstance(edge, Node):
+                self.edges, self.saved = (), None
+                _bury(edges, saved)
+                return
 
 
 def reachable(roots: Sequence[Tensor]) -> dict[int, Node]:
@@ -275,13 +279,15 @@ _graveyard = _Graveyard()
 
 
 def _bury(edges: tuple, saved: Any) -> None:
-    _graveyard.waiting.append((edges, saved))
+    yard = _graveyard
+    waiting = yard.waiting
+    waiting.append((edges, saved))
     edges = saved = None  # type: ignore[assignment]
-    if not _graveyard.burying:
-        _graveyard.burying = True
-        while _graveyard.waiting:
-            _graveyard.waiting.pop()
-        _graveyard.burying = False
+    if not yard.burying:
+        yard.burying = True
+        while waiting:
+            waiting.pop()
+        yard.burying = False
 
 
 class AccumulateGrad:
@@ -358,12 +364,22 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
         RuntimeError: something to be saved is an inference tensor.
     """
     node = Node()
-    n = len(args)
-    node.saved = tuple([save(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
-    node.edges = tuple([args[i].node or args[i] for i in rule.wanted])
+    if rule.saves:
+        n = len(args)
+        node.saved = tuple([save(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
+    else:
+        node.saved = ()
+    if len(rule.wanted) == 1:
+        only = args[rule.wanted[0]]
+        node.edges = (only.node or only,)
+    else:
+        node.edges = tuple([args[i].node or args[i] for i in rule.wanted])
+    node.numbers = tuple([args[i] for i in rule.numbers]) if rule.numbers else ()
     node.rule = rule
-    node.numbers = tuple([args[i] for i in rule.numbers])
-    fill(node, out.layout)
+    node.layout = out.layout
+    node.key = next_key()
+    node.origin = None if find_origin is None else find_origin()
+    node.hooks = node.retains = node.prehooks = node.posthooks = node.metadata_ = None
     out.node = node
     out._requires_grad = True
 

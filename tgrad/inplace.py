@@ -9,9 +9,10 @@ from tgrad import dispatch as path, dtypes, graph
 from tgrad.aliasing import rebase, record_over, refresh, refuse_tracked_write, wants_grad
 from tgrad.dtypes import can_cast
 from tgrad.expression import Expression
+from tgrad.kernels.launch import holders
 from tgrad.layout import broadcast_shapes, may_overlap_itself
 from tgrad.modes import Mode, current
-from tgrad.op import FormulaRule, Op, Plan, Pointwise, Rule, check_devices, operand, pointwise_launch
+from tgrad.op import FormulaRule, Kernel, Op, Plan, Pointwise, Rule, check_devices, operand, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor, empty
 
@@ -154,14 +155,14 @@ def _build(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Plan:
     if op.check is not None:
         op.check([a.layout.dtype if isinstance(a, Tensor) else dtypes.of_number(a) for a in args])
     into = target.layout
-    shape = broadcast_shapes(tuple(into.shape), *(tuple(t.shape) for t in tensors))
-    if shape != into.shape:
-        raise RuntimeError(f"output with shape {list(into.shape)} doesn't match the broadcast shape {list(shape)}")
     if may_overlap_itself(into.shape, into.strides) and tensors:
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory "
             "location. Please clone() the tensor before performing the operation."
         )
+    shape = broadcast_shapes(tuple(into.shape), *(tuple(t.shape) for t in tensors))
+    if shape != into.shape:
+        raise RuntimeError(f"output with shape {list(into.shape)} doesn't match the broadcast shape {list(shape)}")
     operands = tuple(operand(a) for a in args)
     natural = op.expression.lower(operands, [None]).results[0]
     if op.name != "copy" and not can_cast(natural, into.dtype):
@@ -173,6 +174,57 @@ def _build(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Plan:
     kinds = [isinstance(a, Tensor) for a in args]
     layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
     return Plan((into,), launch, lambda mask: op.rule(mask, kinds, layouts, into))
+
+
+def overwrite(
+    op: Kernel, target: Tensor, args: Sequence[Any], settings: tuple, prepare: Callable[..., Any]
+) -> Tensor:
+    """Run an op that changes parts of its first input, `op(target, *args)`, in that input's memory.
+
+    Args:
+        op: no formula of it may need the old values of its first input.
+        prepare: of the layouts of target and args, the launch; takes their addresses.
+
+    Raises:
+        RuntimeError: the write is refused, before anything is written.
+    """
+    mode = current()
+    recording = mode.record and (wants_grad(target) or any(map(wants_grad, args)))
+    refuse(target, mode, recording)
+    key = (target.layout, *[a.layout for a in args], *settings, "in place")
+    plan = op.plans.get(key)
+    if plan is None:
+        near = path.brought_near((target, *args))
+        if near[1:] != tuple(args):
+            return overwrite(op, target, near[1:], settings, prepare)
+        check_devices(op.name + "_", [target, *args])
+        if may_overlap_itself(target.shape, target.layout.strides):
+            raise RuntimeError(
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+                "location. Please clone() the tensor before performing the operation."
+            )
+        launch = prepare(target.layout, *[a.layout for a in args])
+        plan = path.keep_plan(op, key, Plan((target.layout,), launch, op.rule_of((target, *args), settings)))
+    if path.observer is not None:
+        path.observer.begin(op.name + "_")
+    args = [p.clone(a) if a.ptr == target.ptr and a.storage is target.storage else _apart(a, target) for a in args]
+    for a in (target, *args):
+        refresh(a)
+    mask = sum(1 << i for i, a in enumerate((target, *args)) if a._requires_grad)
+    rule = plan.rule(mask) if recording and mask else None
+    if rule is not None and any(i and (target, *args)[i].version is None for i, _ in rule.saves):
+        raise graph.unsaveable()
+    if before_write is not None:
+        before_write(target)
+    plan.launch(target.ptr, *[a.ptr for a in args])  # type: ignore[misc]
+    graph.count_write(target.version, f"{op.name}_")
+    if rule is not None and target.layout.dtype.is_floating_point:
+        record_over(target, rule, (target, *args))
+        if target.alias is not None:
+            rebase(target)
+    if path.observer is not None:
+        path.observer.end(op.name + "_")
+    return target
 
 
 def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[Any]) -> None:
@@ -211,3 +263,4 @@ def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[A
 
 
 _updates: dict[tuple, Any] = {}
+holders.append(_updates.clear)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from tgrad.device import device
 from tgrad.dtypes import dtype
+from tgrad.storage import FreeList, free_list
 
 
 class Size(tuple):
@@ -46,6 +47,8 @@ class Layout:
         "nbytes",
         "contiguous",
         "extent",
+        "allocation",
+        "free",
         "__weakref__",
     )
 
@@ -58,6 +61,8 @@ class Layout:
     nbytes: int  # logical bytes: elements times their size, however they are strided
     contiguous: bool  # row-major without gaps
     extent: int  # elements from the first to the last one in memory, both included
+    allocation: int  # bytes of a storage of its own
+    free: FreeList | None  # where such a storage comes from
 
     def __repr__(self) -> str:
         return f"Layout({self.dtype.name}, {tuple(self.shape)}, strides {self.strides})"
@@ -83,6 +88,8 @@ def layout(
     new.nbytes = new.numel * dtype.itemsize
     new.contiguous = is_contiguous(shape, new.strides)
     new.extent = 0 if new.numel == 0 else 1 + sum((n - 1) * s for n, s in zip(shape, new.strides, strict=True))
+    new.allocation = new.extent * dtype.itemsize
+    new.free = free_list(new.allocation, device)
     with _interning:
         new = _layouts.setdefault((dtype, shape, new.strides, device, aligned), new)
         if strides is None:
@@ -119,6 +126,8 @@ def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def may_overlap_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether two elements may share an address: sorted by stride, each stride must clear those below it."""
+    if 0 in shape:
+        return False
     reach = 0
     for stride, size in sorted((st, n) for n, st in zip(shape, strides, strict=True) if n > 1):
         if stride <= reach:

@@ -6,98 +6,26 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tgrad import dtypes, engine, modes
+from tgrad import arithmetic, dtypes, engine, modes
 from tgrad.aliasing import refresh
+from tgrad.arguments import Number, named, operand
 from tgrad.dtypes import dtype
-from tgrad.functions import FUNCTIONS, UNARY, Number, named, operand, power, scaled
+from tgrad.functions import BINARY, FUNCTIONS, NO_METHODS, UNARY, scaled
 from tgrad.graph import Node
 from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.inplace import write
 from tgrad.layout import may_overlap_itself
-from tgrad.ops import creation, matmul, pointwise as p, reduce, views
+from tgrad.operators import Arithmetic
+from tgrad.ops import advanced, library, creation, pointwise as p, reduce, views
 from tgrad.ops.transfer import convert, copy_into
 from tgrad.tensor import INFERENCE, NO_GRAD, Tensor, Version, make
-
-
-def _binary_operator(row: p.Pointwise, reflected: bool = False) -> Callable:
-    def operator(self: Tensor, other: Any) -> Any:
-        if not isinstance(other, (Tensor, bool, int, float)):
-            if not (hasattr(other, "item") and getattr(other, "ndim", None) == 0):
-                return NotImplemented
-            other = other.item()
-        return row(other, self) if reflected else row(self, other)
-
-    return operator
-
-
-def _inplace_operator(row: p.Pointwise) -> Callable:
-    def operator(self: Tensor, other: Any) -> Any:
-        return write(row, self, (self, operand(row.name, other)))
-
-    return operator
-
-
-class Arithmetic:
-    """Operators and arithmetic methods."""
-
-    __add__, __radd__ = _binary_operator(p.add), _binary_operator(p.add, True)
-    __sub__, __rsub__ = _binary_operator(p.sub), _binary_operator(p.sub, True)
-    __mul__, __rmul__ = _binary_operator(p.mul), _binary_operator(p.mul, True)
-    __truediv__, __rtruediv__ = _binary_operator(p.div), _binary_operator(p.div, True)
-    __iadd__, __isub__ = _inplace_operator(p.add), _inplace_operator(p.sub)
-    __imul__, __itruediv__ = _inplace_operator(p.mul), _inplace_operator(p.div)
-    __eq__, __ne__ = _binary_operator(p.eq), _binary_operator(p.ne)
-    __lt__, __le__ = _binary_operator(p.lt), _binary_operator(p.le)
-    __gt__, __ge__ = _binary_operator(p.gt), _binary_operator(p.ge)
-
-    def __pow__(self, exponent: Any) -> Any:
-        return power(self, exponent) if isinstance(exponent, (Tensor, bool, int, float)) else NotImplemented
-
-    def __rpow__(self, base: Any) -> Any:
-        return p.pow(base, self) if isinstance(base, (bool, int, float)) else NotImplemented
-
-    def __neg__(self) -> Tensor:
-        return p.neg(self)
-
-    def __pos__(self) -> Tensor:
-        return self  # type: ignore[return-value]
-
-    def __abs__(self) -> Tensor:
-        return p.abs(self)
-
-    def __matmul__(self, other: Any) -> Any:
-        return matmul.matmul(self, other) if isinstance(other, Tensor) else NotImplemented  # type: ignore[arg-type]
-
-    def __invert__(self) -> Tensor:
-        if self.dtype is not dtypes.bool_:  # type: ignore[attr-defined]
-            raise TypeError(f"~: expected a bool tensor, got {self.dtype!r}")  # type: ignore[attr-defined]
-        return p.logical_not(self)
-
-    def __and__(self, other: Any) -> Any:
-        return _bitwise(p.logical_and, "&", self, other)
-
-    def __or__(self, other: Any) -> Any:
-        return _bitwise(p.logical_or, "|", self, other)
-
-    def __xor__(self, other: Any) -> Any:
-        return _bitwise(p.logical_xor, "^", self, other)
-
-    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
-
-
-def _bitwise(row: p.Pointwise, sign: str, a: Any, b: Any) -> Any:
-    for x in (a, b):
-        kind = x.dtype if isinstance(x, Tensor) else type(x)
-        if kind not in (dtypes.bool_, bool):
-            raise TypeError(f"{sign}: expected bool tensors, got {kind!r}")
-    return row(a, b)
 
 
 class Shape:
     """Views and copies."""
 
     view, contiguous, expand = views.view, views.contiguous, reduce.expand
-    __getitem__ = views.index
+    __getitem__, __setitem__ = advanced.getitem, advanced.setitem
 
     def view_as(self, other: Tensor) -> Tensor:
         return views.view(self, *other.shape)  # type: ignore[arg-type]
@@ -116,18 +44,6 @@ class Shape:
     def mT(self) -> Tensor:
         return views.transpose(self, -2, -1)  # type: ignore[arg-type]
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        part: Any = views.index(self, key)  # type: ignore[arg-type]
-        if part.layout is self.layout and part.ptr == self.ptr:  # type: ignore[attr-defined]
-            part = self  # x[...] = value and the like write x itself
-        value = creation.tensor(value) if isinstance(value, (list, tuple)) else operand("setitem", value)
-        if not isinstance(value, Tensor) and part.numel() > 1 and may_overlap_itself(part.shape, part.layout.strides):
-            value = creation.tensor(value, dtype=part.dtype)  # written as a tensor is: refused
-        if isinstance(value, Tensor) and value.ndim > part.ndim:  # dimensions of size 1 in front are dropped
-            extra = range(value.ndim - part.ndim)
-            value = views.squeeze(value, [d for d in extra if all(n == 1 for n in value.shape[: d + 1])])
-        copy_into(part, value)
-
     def clone(self) -> Tensor:
         """A copy, through which gradients flow."""
         return p.clone(self)
@@ -139,7 +55,7 @@ class Shape:
     @property
     def data(self) -> Tensor:
         """The same memory without history, with a write counter of its own: writes through it go unnoticed."""
-        return _alias(self, None if self.version is None else Version())  # type: ignore[attr-defined]
+        return _alias(self, None if self.version is None else Version.zero())  # type: ignore[attr-defined]
 
     def detach_(self) -> Tensor:
         """Forget the history of this tensor object."""
@@ -239,6 +155,12 @@ class InPlace:
         if max is None:
             return write(p.clamp_min, self, (self, operand("clamp_", min)))  # type: ignore[arg-type]
         return write(p.clamp, self, (self, operand("clamp_", min), operand("clamp_", max)))  # type: ignore[arg-type]
+
+    def clamp_min_(self, min: Any) -> Tensor:
+        return self.clamp_(min=min)
+
+    def clamp_max_(self, max: Any) -> Tensor:
+        return self.clamp_(max=max)
 
     def uniform_(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         return _draw(self, "uniform", low, high - low)  # type: ignore[arg-type]
@@ -349,6 +271,8 @@ class Autograd:
         node.retains = keep
 
 
+INPLACE_ALIASES = {"divide": "div", "true_divide": "div", "multiply": "mul", "subtract": "sub", "negative": "neg",
+                   "absolute": "abs", "clip": "clamp", "fix": "trunc", "arctan2": "atan2"}  # fmt: skip
 THEMES = (Arithmetic, Shape, Pickle, Convert, InPlace, Autograd)
 
 
@@ -366,13 +290,17 @@ def install() -> None:
                 "__annotations__",
             ):
                 setattr(Tensor, name, member)
-    for name, function in FUNCTIONS.items():
-        setattr(Tensor, name, function)
+    for name, function in (*FUNCTIONS.items(), *library.METHODS.items()):
+        if name not in NO_METHODS:
+            setattr(Tensor, name, function)
     for name, kind in CASTS.items():
         setattr(Tensor, name, _cast_method(kind))
     for name in UNARY:
-        if name != "logical_not":
-            setattr(Tensor, name + "_", _inplace_unary(p.TABLE[name]))
-    for name in ("mul", "div"):
+        setattr(Tensor, name + "_", _inplace_unary(p.TABLE[name]))
+    for name in ("mul", *(n for n in BINARY if n not in ("maximum", "minimum")), *arithmetic.BITWISE):
         setattr(Tensor, name + "_", _inplace_binary(p.TABLE[name]))
+    for name, method in arithmetic.IN_PLACE.items():
+        setattr(Tensor, name, method)
+    for alias, name in INPLACE_ALIASES.items():
+        setattr(Tensor, alias + "_", getattr(Tensor, name + "_"))
     Tensor.pow_ = lambda self, exponent: write(p.pow, self, (self, operand("pow_", exponent)))  # type: ignore[attr-defined]

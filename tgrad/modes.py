@@ -80,6 +80,8 @@ class _ModeContext:
 
     def _pop(self) -> Mode:
         thread = get_ident()
+        if thread not in self._before:  # entered by a generator in one thread, left in another
+            thread = next(reversed(self._before))
         stack = self._before[thread]
         mode = stack.pop()
         if not stack:

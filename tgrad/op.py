@@ -19,7 +19,7 @@ from tgrad.device import compute
 from tgrad.dispatch import dispatch, view
 from tgrad.dtypes import dtype
 from tgrad.expression import Expression, Operand, Symbol
-from tgrad.kernels.launch import Launch
+from tgrad.kernels.launch import Launch, holders
 from tgrad.kernels.pointwise import prepare_pointwise
 from tgrad.layout import (
     Layout,
@@ -45,12 +45,13 @@ class Plan:
         rule: the Rule for a set of inputs that want a gradient.
     """
 
-    __slots__ = ("outs", "launch", "offset", "rule")
+    __slots__ = ("outs", "out", "launch", "offset", "rule")
 
     def __init__(
         self, outs: tuple[Layout, ...], launch: Launch | None, rule: Callable[[int], Rule | None], offset: int = 0
     ) -> None:
         self.outs, self.launch, self.rule, self.offset = outs, launch, functools.cache(rule), offset
+        self.out = outs[0]
 
 
 class Rule:
@@ -111,6 +112,7 @@ def forget_plans() -> None:
 
 
 dtypes.default_changed.append(forget_plans)
+holders.append(forget_plans)
 
 
 class Op:

@@ -100,4 +100,4 @@ def _copy_aside(saved: Saved) -> None:
     edge = saved.edge
     if isinstance(edge, Tensor):  # the leaf itself is about to change: its history stays, its old values move here
         saved.edge = graph.through(edge, saved.layout)
-    saved.storage, saved.ptr, saved.version, saved.expected = own, own.ptr, Version(), 0
+    saved.storage, saved.ptr, saved.version, saved.expected = own, own.ptr, Version.zero(), 0

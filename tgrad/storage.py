@@ -7,6 +7,7 @@ allocation and free passes the ledger, so whoever listens there sees every byte.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -20,15 +21,15 @@ ALIGNMENT = 16  # bytes; a storage's end is padded to it, so that the widest acc
 
 
 class OutOfMemoryError(RuntimeError):
-    """Memory for a tensor could not be had."""
+    """Allocation for a tensor could not be had."""
 
 
 class Listener(Protocol):
     """What may subscribe to the ledger."""
 
-    def allocated(self, storage: Storage) -> None: ...
+    def allocated(self, storage: Allocation) -> None: ...
 
-    def freed(self, storage: Storage) -> None: ...
+    def freed(self, storage: Allocation) -> None: ...
 
 
 class Ledger:
@@ -36,13 +37,13 @@ class Ledger:
 
     Attributes:
         live_bytes, peak_bytes: now, and the most since the process began or `reset_peak`.
-        allocations, frees: how many there were.
+        allocations: how many there were.
     """
 
-    __slots__ = ("live_bytes", "peak_bytes", "allocations", "frees", "listeners")
+    __slots__ = ("live_bytes", "peak_bytes", "allocations", "listeners")
 
     def __init__(self) -> None:
-        self.live_bytes = self.peak_bytes = self.allocations = self.frees = 0
+        self.live_bytes = self.peak_bytes = self.allocations = 0
         self.listeners: tuple[Listener, ...] = ()
 
     def reset_peak(self) -> None:
@@ -62,88 +63,168 @@ class Ledger:
 ledger = Ledger()
 
 
-class Storage:
-    """`nbytes` bytes on `device`, uninitialised.
+# Small blocks are kept in free lists, since torch's allocator costs more host time than a whole op may. Not on the CPU,
+# where the interpreter's time hides it; off while memory is guarded, and with TGRAD_POOL=0, for sanitizers: a block's
+# neighbours hide accesses out of range.
+POOLING = os.environ.get("TGRAD_POOL") != "0" and (
+    compute.type == "cuda" or os.environ.get("TGRAD_LAUNCH") == "driver"
+)
+LARGEST = 1 << 20  # bytes; larger storages come from torch
+SMALLEST = 512
+SLAB = 1 << 21
+
+Block = tuple[int, torch.Tensor, int]  # address, the slab it lies in, offset there
+
+
+class FreeList(list[Block]):
+    """Free blocks of one size on one device. One stream uses them, so that a block may be reused at once."""
+
+    __slots__ = ("size", "device")
+
+    def __init__(self, size: int, device: device) -> None:
+        self.size, self.device = size, device
+
+    def grow(self) -> Block:
+        """Cut a new slab into blocks; returns one of them."""
+        count = max(1, min(64, SLAB // self.size))
+        slab, first = _buffer(count * self.size, self.device)
+        self += [(first + k * self.size, slab, k * self.size) for k in range(count)]
+        return self.pop()
+
+
+_free_lists: dict[tuple[int, device], FreeList] = {}
+
+
+def free_list(nbytes: int, device: device) -> FreeList | None:
+    """Where a storage of `nbytes` bytes comes from and goes to; None: from torch."""
+    if not POOLING or nbytes > LARGEST or device is not compute:
+        return None
+    size = max(SMALLEST, 1 << (nbytes - 1).bit_length()) if nbytes else SMALLEST
+    return _free_lists.setdefault((size, device), FreeList(size, device))
+
+
+class Allocation:
+    """Bytes that something owns: a `Storage`, or a block of a free list (`tensor.empty` takes those).
 
     Attributes:
         ptr: the address of the first byte, a multiple of 16 (not so for `adopt`ed memory).
         nbytes: as requested.
-        id: a number no other storage of the process has.
-
-    Raises:
-        OutOfMemoryError: says what was asked for and what is free.
+        free, block: the free list the memory goes back to and its place there, if it came from one.
     """
 
-    __slots__ = ("buffer", "ptr", "nbytes", "device", "id", "__weakref__")
+    __slots__ = ("ptr", "nbytes", "device", "free", "block", "_buffer", "_id", "__weakref__")
 
-    def __init__(self, nbytes: int, device: device) -> None:
-        self.buffer, self.ptr = _allocate(nbytes, device)
-        self.nbytes = nbytes
-        self.device = device
-        self.id = next_id()
-        ledger.allocations += 1
-        ledger.live_bytes += nbytes
-        if ledger.live_bytes > ledger.peak_bytes:
-            ledger.peak_bytes = ledger.live_bytes
-        for listener in ledger.listeners:
-            listener.allocated(self)
+    ptr: int
+    nbytes: int
+    device: device
+    free: FreeList | None
+    block: Block | None
+    _buffer: torch.Tensor | None
+    _id: int
 
     def __del__(self) -> None:
         try:
             nbytes = self.nbytes
         except AttributeError:  # its allocation failed
             return
-        ledger.frees += 1
+        if self.free is not None:
+            self.free.append(self.block)  # type: ignore[arg-type]
         ledger.live_bytes -= nbytes
-        for listener in ledger.listeners:
-            listener.freed(self)
+        if ledger.listeners:
+            for listener in ledger.listeners:
+                listener.freed(self)
+
+    @property
+    def id(self) -> int:
+        """A number that no other storage of the process has."""
+        try:
+            return self._id
+        except AttributeError:
+            self._id = next_id()
+            return self._id
+
+    @property
+    def buffer(self) -> torch.Tensor:
+        """The memory as a torch buffer of bytes. Who asks may keep it, so the memory then goes back to no free list."""
+        self.free = None
+        return self._bytes()
+
+    def _bytes(self) -> torch.Tensor:
+        if self._buffer is None:
+            _, slab, offset = self.block  # type: ignore[misc]
+            self._buffer = slab[offset : offset + max(self.nbytes, 1)]
+        return self._buffer
 
     def host_bytes(self, offset: int, nbytes: int) -> np.ndarray:
         """`nbytes` bytes from byte `offset` on, as uint8: the memory itself on the CPU, a copy from a CUDA device."""
-        return self.buffer[offset : offset + nbytes].cpu().numpy()
+        memory = self._bytes() if self.device.type == "cuda" else self.buffer
+        return memory[offset : offset + nbytes].cpu().numpy()
 
-    def copy_from(self, source: Storage) -> None:
+    def copy_from(self, source: Allocation) -> None:
         """Copy all bytes of `source`, which may be on another device."""
-        self.buffer[: self.nbytes].copy_(source.buffer[: source.nbytes])
+        self._bytes()[: self.nbytes].copy_(source._bytes()[: source.nbytes])
 
-    def copy_range(self, source: Storage, offset: int, nbytes: int) -> None:
+    def copy_range(self, source: Allocation, offset: int, nbytes: int) -> None:
         """Copy `nbytes` bytes of `source`, from byte `offset` on, to the front."""
-        self.buffer[:nbytes].copy_(source.buffer[offset : offset + nbytes])
+        self._bytes()[:nbytes].copy_(source._bytes()[offset : offset + nbytes])
 
     def write(self, data: np.ndarray) -> None:
         """Copy the bytes of a C-contiguous array to the front."""
         writeable = data if data.flags.writeable else data.copy()  # torch warns of arrays that are not
         flat = torch.from_numpy(writeable.reshape(-1).view(np.uint8))
-        self.buffer[: flat.numel()].copy_(flat)
+        self._bytes()[: flat.numel()].copy_(flat)
+
+
+class Storage(Allocation):
+    """`nbytes` bytes on `device`, uninitialised, from torch.
+
+    Raises:
+        OutOfMemoryError: says what was asked for and what is free.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, nbytes: int, device: device) -> None:
+        self._buffer, self.ptr = _allocate(nbytes, device)
+        self.free = self.block = None
+        self.device = device
+        enter(self, nbytes)
+
+
+def enter(storage: Allocation, nbytes: int) -> None:
+    """Put a new storage into the books."""
+    storage.nbytes = nbytes
+    ledger.allocations += 1
+    live = ledger.live_bytes = ledger.live_bytes + nbytes
+    if live > ledger.peak_bytes:
+        ledger.peak_bytes = live
+    if ledger.listeners:
+        for listener in ledger.listeners:
+            listener.allocated(storage)
 
 
 next_id = itertools.count(1).__next__
 
 
-def adopt(memory: torch.Tensor) -> Storage:
-    """A Storage over a torch buffer of bytes that exists already (1-D, uint8), which it keeps alive."""
-    storage = Storage.__new__(Storage)
-    storage.buffer, storage.ptr = memory, memory.data_ptr()
+def adopt(memory: torch.Tensor) -> Allocation:
+    """Storage over a torch buffer of bytes that exists already (1-D, uint8), which it keeps alive."""
+    storage = Allocation()
+    storage._buffer, storage.ptr = memory, memory.data_ptr()
+    storage.free = storage.block = None
     storage.device = cpu if memory.device.type == "cpu" else compute
-    storage.id = next_id()
-    storage.nbytes = memory.numel()
-    ledger.allocations += 1
-    ledger.live_bytes += storage.nbytes
-    ledger.peak_bytes = max(ledger.peak_bytes, ledger.live_bytes)
-    for listener in ledger.listeners:
-        listener.allocated(storage)
+    enter(storage, memory.numel())
     return storage
 
 
-def adopt_array(array: np.ndarray) -> Storage:
-    """A Storage over the memory of a C-contiguous, writable array."""
+def adopt_array(array: np.ndarray) -> Allocation:
+    """Storage over the memory of a C-contiguous, writable array."""
     return adopt(torch.from_numpy(array.reshape(-1).view(np.uint8)))
 
 
 def _allocate(nbytes: int, where: device) -> tuple[torch.Tensor, int]:
     size = -(-nbytes // ALIGNMENT) * ALIGNMENT
-    if _debugging is not None:
-        return _debugging(size, where)
+    if debugging is not None:
+        return debugging(size, where)
     return _buffer(size, where)
 
 
@@ -165,7 +246,8 @@ def _no_memory(size: int, where: device) -> str:
     return f"out of memory on {where}: {size:,} bytes were asked for; {held}. Free tensors, or use smaller batches"
 
 
-_debugging: Callable[[int, device], tuple[torch.Tensor, int]] | None = None
+# Allocates in place of torch, while tests guard memory.
+debugging: Callable[[int, device], tuple[torch.Tensor, int]] | None = None
 MARGIN = 256  # bytes before and behind a guarded storage
 GUARD = 0xFF  # a nan in every floating dtype
 
@@ -177,8 +259,8 @@ def guarded() -> Iterator[list[Any]]:
     A kernel that leaves an element out, or reads outside its operands, then gives nan; one that writes outside breaks a
     margin, which raises AssertionError at the end. Yields the list of guarded buffers.
     """
-    global _debugging
-    before, buffers = _debugging, []
+    global debugging
+    before, buffers = debugging, []
 
     def allocate(size: int, where: device) -> tuple[torch.Tensor, int]:
         whole, ptr = _buffer(size + 2 * MARGIN, where)
@@ -186,7 +268,7 @@ def guarded() -> Iterator[list[Any]]:
         buffers.append((whole, size))
         return whole[MARGIN : MARGIN + size], ptr + MARGIN
 
-    _debugging = allocate
+    debugging = allocate
     try:
         yield buffers
         for whole, size in buffers:
@@ -194,4 +276,4 @@ def guarded() -> Iterator[list[Any]]:
             if not (bool((low == GUARD).all()) and bool((high == GUARD).all())):
                 raise AssertionError(f"a kernel wrote outside a storage of {size} bytes")
     finally:
-        _debugging = before
+        debugging = before

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tgrad import modes, printing
+from tgrad import modes, printing, storage as memory
 from tgrad.device import compute, device
 from tgrad.dtypes import bfloat16, dtype
 from tgrad.layout import Layout, Size
-from tgrad.storage import Storage
+from tgrad.storage import Allocation, Storage, ledger
 
 if TYPE_CHECKING:
     from tgrad.graph import Node
@@ -30,8 +30,12 @@ class Version:
     value: int
     written: tuple[int, str, Any]
 
-    def __init__(self) -> None:
-        self.value = 0
+    @staticmethod
+    def zero() -> Version:
+        """A new counter."""
+        version = Version()
+        version.value = 0
+        return version
 
 
 # How a view was made, which decides what a write to it or to its base may do.
@@ -80,7 +84,7 @@ class Tensor:
     )
 
     layout: Layout
-    storage: Storage
+    storage: Allocation
     ptr: int
     version: Version | None
     _requires_grad: bool
@@ -368,7 +372,7 @@ class Tensor:
         return copied
 
 
-def make(layout: Layout, storage: Storage, ptr: int, version: Version | None) -> Tensor:
+def make(layout: Layout, storage: Allocation, ptr: int, version: Version | None) -> Tensor:
     """A plain tensor (no gradient, no history) over memory that exists."""
     t = Tensor()
     t.layout = layout
@@ -382,5 +386,37 @@ def make(layout: Layout, storage: Storage, ptr: int, version: Version | None) ->
 
 def empty(layout: Layout, inference: bool) -> Tensor:
     """An uninitialised tensor with a storage of its own."""
-    storage = Storage(layout.extent * layout.dtype.itemsize, layout.device)
-    return make(layout, storage, storage.ptr, None if inference else Version())
+    free = layout.free
+    if free is None or memory.debugging is not None:
+        storage: Allocation = Storage(layout.allocation, layout.device)
+    else:
+        storage = Allocation()
+        try:
+            block = free.pop()
+        except IndexError:
+            block = free.grow()
+        storage.ptr = block[0]
+        storage.block = block
+        storage.free = free
+        storage.device = free.device
+        storage._buffer = None
+        storage.nbytes = nbytes = layout.allocation
+        ledger.allocations += 1  # as in storage.enter, without the call
+        live = ledger.live_bytes = ledger.live_bytes + nbytes
+        if live > ledger.peak_bytes:
+            ledger.peak_bytes = live
+        if ledger.listeners:
+            for listener in ledger.listeners:
+                listener.allocated(storage)
+    t = Tensor()
+    t.layout = layout
+    t.storage = storage
+    t.ptr = storage.ptr
+    if inference:
+        t.version = None
+    else:
+        t.version = version = Version()  # Version.zero(), without the call
+        version.value = 0
+    t._requires_grad = False
+    t.node = t._grad = t.alias = t.hooks = None
+    return t

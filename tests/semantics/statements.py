@@ -50,6 +50,7 @@ STATEMENTS = (
     "1.8 only floating tensors can require grad",
     "1.8 requires_grad cannot be switched off on a non-leaf; switching on does nothing",
     "1.8 [T] requires_grad switched off between forward and backward: no gradient, no error",
+    "1.8 [T] a leaf switched off, then written so that it is a leaf no more: backward raises",
     "1.8 comparisons and conversions to integers are plain",
     "1.8 deepcopy of a non-leaf is refused, of a leaf it is a leaf with its own gradient",
     "1.8 tensor() of a tensor warns and is a plain copy; as_tensor gives the tensor itself",

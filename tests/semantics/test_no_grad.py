@@ -239,6 +239,15 @@ def test_switched_off_later(M):
     return x.grad, w.grad
 
 
+@statement("1.8 [T] a leaf switched off, then written so that it is a leaf no more: backward raises")
+def test_moved_into_the_graph(M):
+    x, w = leaf(M), leaf(M)
+    y = (x * 3.0).sum()
+    x.requires_grad_(False)
+    x.add_(w)
+    return attempt(y.backward), x.requires_grad, w.grad
+
+
 @statement("1.8 comparisons and conversions to integers are plain")
 def test_plain_results(M):
     x = leaf(M)

@@ -62,8 +62,11 @@ class Witness:
         self.expected: list[tuple[str, tuple[int, ...], int, int, list[bytes]]] = []
         prepare = launch._driver_launch
 
-        def watched(compiled: Any, grid: tuple[int, ...], runtime: tuple, rest: tuple) -> Callable:
-            call = prepare(compiled, grid, runtime, rest)
+        def watched(
+            compiled: Any, grid: tuple[int, ...], runtime: tuple, fixed: tuple, constants: tuple
+        ) -> Callable:
+            call = prepare(compiled, grid, runtime, fixed, constants)
+            rest = (*fixed, *constants)
             kinds = [k for given in runtime for k in (given if isinstance(given, tuple) else (given,))]
             types = list(compiled.src.signature.values())
             assert len(runtime) + len(rest) == len(types) == len(compiled.src.fn.arg_names)

@@ -166,8 +166,7 @@ def _check_inputs(args: tuple) -> None:
             t.retain_grad()
     if not any(map(_wants, args)):
         raise ValueError(
-            "gradcheck expects at least one input tensor to require gradient, but none of them have "
-            "requires_grad=True."
+            "gradcheck expects at least one input tensor to require gradient, but none of them have requires_grad=True."
         )
 
 

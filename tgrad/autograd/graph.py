@@ -26,6 +26,7 @@ __all__ = [
     "register_multi_grad_hook", "save_on_cpu", "saved", "saved_tensors_hooks",
 ]  # fmt: skip
 
+
 @dataclass(frozen=True)
 class SavedRecord:
     """One tensor that a node keeps for backward.
@@ -123,9 +124,7 @@ def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
         _graph.count_write(t.version, "increment_version")
 
 
-def register_multi_grad_hook(
-    tensors: Sequence[Tensor], fn: Callable[..., None], *, mode: str = "all"
-) -> MultiHandle:
+def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable[..., None], *, mode: str = "all") -> MultiHandle:
     """Call fn once per backward: with the list of all gradients (None where there is none), or with the first ("any").
 
     Raises:

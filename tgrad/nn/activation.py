@@ -1,10 +1,9 @@
-"""Activations and Flatten: modules without parameters."""
+"""The first activations: modules without parameters. The others are in activation_more.py."""
 
 from __future__ import annotations
 
 from tgrad.nn import functional as F
 from tgrad.nn.module import Module
-from tgrad.ops.views import flatten
 from tgrad.tensor import Tensor
 
 
@@ -135,18 +134,3 @@ class LogSoftmax(Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
-
-
-class Flatten(Module):
-    """Joins dimensions start_dim to end_dim: (N, A, B) -> (N, A * B)."""
-
-    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        super().__init__()
-        self.start_dim = start_dim
-        self.end_dim = end_dim
-
-    def forward(self, input: Tensor) -> Tensor:
-        return flatten(input, self.start_dim, self.end_dim)
-
-    def extra_repr(self) -> str:
-        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"

@@ -5,14 +5,42 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from tgrad.activations import (
+    celu,
+    glu,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    logsigmoid,
+    mish,
+    prelu,
+    relu6,
+    selu,
+    softsign,
+    threshold,
+)
 from tgrad.dtypes import dtype
 from tgrad.inplace import write
-from tgrad.layout import broadcast_shapes
+from tgrad.nn.losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cosine_embedding_loss,
+    cosine_similarity,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    legacy_reduction,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
 from tgrad.ops import creation, norm, pointwise as p, reduce, softmax as rows
+from tgrad.ops.attention import scaled_dot_product_attention
+from tgrad.ops.indexing import embedding, one_hot
 from tgrad.ops.matmul import linear
+from tgrad.ops.row_norm import group_norm, layer_norm, rms_norm
 from tgrad.tensor import Tensor
-
-REDUCTIONS = ("none", "mean", "sum")
 
 
 def _activate(row: p.Pointwise, input: Any, *settings: float, inplace: bool = False) -> Tensor:
@@ -68,6 +96,16 @@ def sigmoid(input: Tensor) -> Tensor:
     return _activate(p.sigmoid, input)
 
 
+def tanhshrink(input: Tensor) -> Tensor:
+    """input - tanh(input)."""
+    return input - tanh(input)
+
+
+def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: dtype | None = None) -> Tensor:
+    """softmax(-input) along `dim`."""
+    return rows.softmax(-input, _dim("softmin", input, dim, _stacklevel), dtype)
+
+
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: dtype | None = None) -> Tensor:
     """exp(input) / sum(exp(input)) along `dim`; converts to `dtype` first if given."""
     return rows.softmax(input, _dim("softmax", input, dim, _stacklevel), dtype)
@@ -86,6 +124,16 @@ def _dim(name: str, input: Tensor, dim: int | None, stacklevel: int) -> int:
         stacklevel=stacklevel,
     )
     return 0 if input.ndim in (0, 1, 3) else 1
+
+
+def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """input / max(its p-norm along `dim`, eps)."""
+    size = abs_(input)
+    total = reduce.sum(size * size if p == 2 else pow_(size, float(p)), dim, keepdim=True)
+    return input / clamp_min_(sqrt_(total) if p == 2 else pow_(total, 1.0 / p), float(eps))
+
+
+abs_, clamp_min_, pow_, sqrt_ = p.abs, p.clamp_min, p.pow, p.sqrt  # normalize has an argument `p`
 
 
 # --- layers --------------------------------------------------------------------------------------------------
@@ -124,77 +172,11 @@ def batch_norm(
     return norm.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-# --- losses --------------------------------------------------------------------------------------------------
-def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
-    """The reduction that the arguments of old PyTorch mean. Warns."""
-    mean = "mean" if size_average is None or size_average else "sum"
-    name = mean if reduce is None or reduce else "none"
-    warnings.warn(
-        f"size_average and reduce args will be deprecated, please use reduction='{name}' instead.", stacklevel=3
-    )
-    return name
-
-
-def cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
-    ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
-    """-log(softmax(input))[target]: scores (C,), (N, C) or (N, C, ...), classes (), (N,) or (N, ...).
-
-    Args:
-        ignore_index: a class that counts for nothing, and not in the mean.
-
-    Raises:
-        ValueError, RuntimeError: shapes, dtypes or arguments do not fit. IndexError: a class is out of range (CPU).
-        NotImplementedError: weight, label_smoothing or class probabilities.
-    """
-    if size_average is not None or reduce is not None:
-        reduction = legacy_reduction(size_average, reduce)
-    if weight is not None:
-        raise NotImplementedError("cross_entropy: class weights are not implemented yet: expected weight=None")
-    if label_smoothing != 0.0:
-        raise NotImplementedError(
-            f"cross_entropy: label smoothing is not implemented yet: expected 0.0, got {label_smoothing}"
-        )
-    if isinstance(target, Tensor) and target.is_floating_point():
-        raise NotImplementedError(
-            f"cross_entropy: class probabilities as target (here {target.dtype}, shape {tuple(target.shape)}) are not "
-            "implemented yet: give class indices, of dtype int64"
-        )
-    return rows.cross_entropy(input, target, ignore_index, reduction)
-
-
-def mse_loss(
-    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
-) -> Tensor:
-    """(input - target) ** 2, its mean or its sum: two tensors of one shape.
-
-    Raises:
-        ValueError: an unknown reduction. RuntimeError: the shapes cannot be broadcast.
-    """
-    for name, t in (("input", input), ("target", target)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"mse_loss(): argument '{name}' must be Tensor, not {type(t).__name__}")
-    if target.shape != input.shape:
-        warnings.warn(
-            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). This will "
-            "likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
-            stacklevel=2,
-        )
-        broadcast_shapes(tuple(input.shape), tuple(target.shape))
-    if size_average is not None or reduce is not None:
-        reduction = legacy_reduction(size_average, reduce)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{reduction} is not a valid value for reduction")
-    error = p.squared_error(input, target)
-    if reduction == "none":
-        return error
-    return reduce_mean(error) if reduction == "mean" else reduce_sum(error)
-
-
-reduce_mean, reduce_sum = reduce.mean, reduce.sum  # mse_loss has an argument `reduce`
-
 __all__ = [
-    "batch_norm", "cross_entropy", "dropout", "elu", "gelu", "leaky_relu", "linear", "log_softmax", "mse_loss", "relu",
-    "sigmoid", "silu", "softmax", "softplus", "tanh",
+    "batch_norm", "binary_cross_entropy", "binary_cross_entropy_with_logits", "celu", "cosine_embedding_loss",
+    "cosine_similarity", "cross_entropy", "dropout", "elu", "embedding", "gelu", "glu", "group_norm", "hardsigmoid",
+    "hardswish", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "legacy_reduction",
+    "linear", "log_softmax", "logsigmoid", "mish", "mse_loss", "nll_loss", "normalize", "one_hot", "prelu", "relu",
+    "relu6", "rms_norm", "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax",
+    "softmin", "softplus", "softsign", "tanh", "tanhshrink", "threshold",
 ]  # fmt: skip

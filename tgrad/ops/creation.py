@@ -322,7 +322,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
     shared = array.flags.c_contiguous and array.flags.writeable and array.dtype.isnative and array.size > 0
     storage = adopt_array(array if shared else encode(array.copy(), kind).reshape(-1))
     to = layout(kind, array.shape, None, cpu, storage.ptr % 16 == 0)
-    return make(to, storage, storage.ptr, None if modes.current().inference else Version())
+    return make(to, storage, storage.ptr, None if modes.current().inference else Version.zero())
 
 
 def as_tensor(data: Any, dtype: dtype | None = None, device: Any = None) -> Tensor:

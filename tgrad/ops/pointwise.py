@@ -1,4 +1,4 @@
-"""The pointwise rows: one scalar function, one type rule and one derivative each.
+"""The pointwise rows that the others are built of: one scalar function, one type rule and one derivative each.
 
 A formula's first parameter is the incoming gradient; naming an input, or `out`, is what saves it. Subgradients at kinks
 are PyTorch's: relu(0) 0, abs(0) 0, bounds of clamp 1, ties of maximum one half.
@@ -186,10 +186,15 @@ def cast(target: dtype) -> Pointwise:
     return Pointwise("to_copy", scalar.identity, casting(target), lambda g: g, grad_name="ToCopy")
 
 
-# All rows by name, for the tests' completeness check and for symbols' operators.
-TABLE: dict[str, Pointwise] = {
-    row.name: row for row in list(globals().values()) if isinstance(row, Pointwise) and not isinstance(row, Composed)
-}
+def rows(namespace: dict[str, Any]) -> dict[str, Pointwise]:
+    """The rows among a module's globals, by name."""
+    found = [v for v in namespace.values() if isinstance(v, Pointwise) and not isinstance(v, Composed)]
+    return {row.name: row for row in found}
+
+
+# All rows by name, for the tests' completeness check; the modules of further rows (arithmetic, math, activations) add
+# theirs.
+TABLE: dict[str, Pointwise] = rows(globals())
 
 
 def _install_operators() -> None:

@@ -11,7 +11,7 @@ from tgrad.dtypes import dtype
 from tgrad.expression import Expression, Operand
 from tgrad.kernels import reduce as kernel
 from tgrad.kernels.launch import Launch
-from tgrad.kernels.program import program
+from tgrad.kernels.program import Program, program
 from tgrad.kernels.scalar import div
 from tgrad.layout import Layout, broadcast_strides, collapse, layout, numel, wrap_dims
 from tgrad.op import Kernel, View
@@ -32,15 +32,20 @@ def reduced_shape(shape: tuple[int, ...], dims: tuple[int, ...], keepdim: bool) 
 def reduce_launch(
     name: str, kind: str, expression: Expression, operands: tuple[Operand, ...], ins: Sequence[Layout],
     shape: tuple[int, ...], dims: tuple[int, ...], out: Layout, *, divide: bool = False,
+    then: Sequence[tuple[Any, float | None]] = (),
 ) -> Launch:  # fmt: skip
     """Reduce `expression` of `operands` (those that are tensors: `ins`), broadcast to `shape`, over `dims`.
 
     The callable takes the result's address, those of `ins`, the expression's numbers and, if `divide`, a number that
     the total is divided by. Sums of half types accumulate in float32, of integers in int64.
+
+    Args:
+        then: scalar functions that the total goes through before it is stored, with the second argument of each, if it
+            has one.
     """
     natural = expression.lower(operands, [None]).results[0]
     accumulator = dtypes.accumulator(natural)
-    if kind == "sum" and not natural.is_floating_point:
+    if kind in ("sum", "prod") and not natural.is_floating_point:
         accumulator = dtypes.int64
     lowered = expression.lower(operands, [accumulator])
     acc, result, numbers = accumulator.triton, out.dtype.triton, lowered.scalars
@@ -55,9 +60,7 @@ def reduce_launch(
     if m == 0:
         return lambda *values: None
     divisor = (acc,) if divide else ()
-    finish = program(1, (), (), ((0, result),))
-    if divide:
-        finish = program(2, (), ((div, ((0, None), (1, None))),), ((2, result),))
+    finish = _finish(acc, result, divide, then)
     block = kernel.tile(m, n, across=bool(kept[1][0]) and kept[1][0][-1] == 1)
     pieces = kernel.chunks(m, n, *block)
     aligned = out.aligned and all(i.aligned for i in ins)
@@ -85,6 +88,23 @@ def reduce_launch(
         second(values[0], partial.ptr, *values[cut:])
 
     return launch
+
+
+def _finish(acc: str, result: str, divide: bool, then: Sequence[tuple[Any, float | None]]) -> Program:
+    """total -> stored result, with a divisor as the second input if `divide`."""
+    inputs = 2 if divide else 1
+    constants = tuple((value, acc) for _, value in then if value is not None)
+    steps: list[tuple] = [(div, ((0, None), (1, None)))] if divide else []
+    first = inputs + len(constants)
+    used = inputs
+    for function, value in then:
+        have = first + len(steps) - 1 if steps else 0
+        if value is None:
+            steps.append((function, ((have, None),)))
+        else:
+            steps.append((function, ((have, None), (used, None))))
+            used += 1
+    return program(inputs, constants, tuple(steps), ((first + len(steps) - 1 if steps else 0, result),))
 
 
 def _build_expand(x: Layout, shape: tuple[int, ...]) -> tuple:

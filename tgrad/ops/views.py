@@ -10,7 +10,7 @@ from typing import Any
 from tgrad.device import compute
 from tgrad.dtypes import NUMBER
 from tgrad.expression import Expression
-from tgrad.kernels.launch import Launch
+from tgrad.kernels.launch import Launch, holders
 from tgrad.layout import Layout, infer_size, layout, view_strides, wrap_dim
 from tgrad.op import Kernel, View, pointwise_launch
 from tgrad.ops import pointwise as p
@@ -229,6 +229,9 @@ def fill_launch(name: str, out: Layout) -> Launch:
     """A launch that fills `out`; takes its address and the number."""
     number = (out.dtype, NUMBER)
     return pointwise_launch(name, COPY.lower((number,), [out.dtype]), [out], [])
+
+
+holders.append(fill_launch.cache_clear)
 
 
 def select(x: Tensor, dim: int, index: int) -> Tensor:

@@ -1,0 +1,115 @@
+"""The greatest or least elements, and where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import triton
+import triton.language as tl
+
+from tgrad.kernels.launch import INTERPRET, Launch, prepare
+from tgrad.kernels.pointwise import coordinates, offset
+from tgrad.kernels.program import TYPES, convert
+from tgrad.kernels.reduce import IDENTITIES, tile
+
+
+@triton.jit
+def _first(better, tie, a, i, b, j):
+    take = better | (tie & (i < j))
+    return tl.where(take, a, b), tl.where(take, i, j)
+
+
+@triton.jit
+def greater(a, i, b, j):
+    """The greater of a at i and b at j; nan wins, and of two that tie the one that comes first."""
+    return _first((a > b) | ((a != a) & (b == b)), (a == b) | ((a != a) & (b != b)), a, i, b, j)
+
+
+@triton.jit
+def less(a, i, b, j):
+    return _first((a < b) | ((a != a) & (b == b)), (a == b) | ((a != a) & (b != b)), a, i, b, j)
+
+
+if INTERPRET:
+    from tgrad.kernels.interpret import register_reduce
+
+    def _registered(best):
+        def reduce(blocks, axis):
+            values, at = blocks
+            found = best(values, axis=axis, keepdims=True)
+            hit = (values == found) | ((values != values) & (found != found))
+            place = np.argmin(np.where(hit, at, np.iinfo(at.dtype).max), axis=axis)
+            place = np.expand_dims(place, axis)
+            return tuple(np.take_along_axis(x, place, axis).squeeze(axis) for x in blocks)
+
+        return reduce
+
+    register_reduce(greater, _registered(np.max))
+    register_reduce(less, _registered(np.min))
+
+
+@triton.jit
+def extreme(
+    values, indices, x, M, N, kept_shape, reduced_shape, kept_strides, reduced_strides,
+    KIND: tl.constexpr, IDENTITY: tl.constexpr, TYPE: tl.constexpr, RESULT: tl.constexpr,
+    KEPT: tl.constexpr, REDUCED: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Each program finds, for BM of the M results, the extreme of N elements, in row-major order of their dimensions."""
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    if WIDE:
+        m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    row = m * 0
+    if KEPT > 0:
+        row = offset(coordinates(m, kept_shape, KEPT), kept_strides, KEPT)
+    best = tl.full((BM, BN), IDENTITY, TYPE)
+    at = tl.zeros((BM, BN), tl.int64) + N
+    for start in range(0, N, BN):
+        n = start + tl.arange(0, BN)
+        if WIDE:
+            n = n.to(tl.int64)
+        mask = (m[:, None] < M) & (n[None, :] < N)
+        column = offset(coordinates(n, reduced_shape, REDUCED), reduced_strides, REDUCED)
+        value = convert(tl.load(x + (row[:, None] + column[None, :]), mask=mask, other=0), TYPE)
+        value = tl.where(mask, value, tl.full((), IDENTITY, TYPE))
+        place = tl.where(mask, n[None, :].to(tl.int64), N + 1)
+        if KIND == "max":
+            best, at = greater(value, place, best, at)
+        else:
+            best, at = less(value, place, best, at)
+    if KIND == "max":
+        best, at = tl.reduce((best, at), 1, greater)
+    else:
+        best, at = tl.reduce((best, at), 1, less)
+    tl.store(values + m, convert(best, RESULT), mask=m < M)
+    tl.store(indices + m, at, mask=m < M)
+
+
+def prepare_extreme(
+    kind: str,
+    types: tuple[str, str],
+    kept: tuple[tuple[int, ...], tuple[int, ...]],
+    reduced: tuple[tuple[int, ...], tuple[int, ...]],
+    *,
+    aligned: bool,
+    wide: bool,
+    name: str,
+) -> Launch:
+    """A launch of a search; the callable takes values, indices (int64), then the operand.
+
+    Args:
+        kind: "max" or "min".
+        types: Triton types of the operand, which the values have, and of the comparison.
+        kept, reduced: collapsed sizes and strides of the dimensions that stay and that go.
+    """
+    m, n = 1, 1
+    for size in kept[0]:
+        m *= size
+    for size in reduced[0]:
+        n *= size
+    bm, bn = tile(m, n, across=bool(kept[1]) and kept[1][-1] == 1)
+    constexprs = {
+        "KIND": kind, "IDENTITY": IDENTITIES[kind][types[1]], "TYPE": TYPES[types[1]], "RESULT": TYPES[types[0]],
+        "KEPT": len(kept[0]), "REDUCED": len(reduced[0]), "WIDE": wide, "BM": bm, "BN": bn,
+    }  # fmt: skip
+    fixed = (m, n, kept[0], reduced[0], kept[1], reduced[1])
+    runtime = ("*" + types[0], "*i64", "*" + types[0])
+    return prepare(extreme, (triton.cdiv(m, bm),), runtime, fixed, constexprs, name=name, aligned=aligned)

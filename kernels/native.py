@@ -1,0 +1,68 @@
+"""The native launcher: a launch for a tenth of what Triton's own costs in host time.
+
+`launcher.c` is built at first use by the compiler that Triton needs anyway, and cached beside Triton's kernels. It
+relies on nothing of Triton but a kernel's handle, its metadata and the order of its parameters. Where it cannot be
+built, or a kernel needs more than it does (clusters, cooperative launches, scratch memory), launches go Triton's own
+way.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import triton
+
+LETTERS = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
+
+
+@functools.cache
+def module() -> ModuleType | None:
+    """The built module; None where it cannot be built, or the environment variable TGRAD_NATIVE is 0."""
+    if os.environ.get("TGRAD_NATIVE") == "0":
+        return None
+    try:
+        from triton.runtime.build import compile_module_from_src
+
+        source = Path(__file__).with_name("launcher.c").read_text()
+        include = Path(triton.__file__).parent / "backends/nvidia/include"
+        return compile_module_from_src(source, "tgrad_launcher", [], [str(include)], ["dl"])
+    except Exception as error:
+        warnings.warn(
+            f"tgrad's launcher could not be built ({error!r}): each launch costs about 1 us more of host time",
+            stacklevel=2,
+        )
+        return None
+
+
+def fits(metadata: Any) -> bool:
+    """Whether a kernel needs nothing that the native launcher lacks."""
+    return (
+        metadata.num_ctas == 1
+        and not getattr(metadata, "launch_cooperative_grid", False)
+        and not getattr(metadata, "launch_pdl", False)
+        and not getattr(metadata, "global_scratch_size", 0)
+        and not getattr(metadata, "profile_scratch_size", 0)
+    )
+
+
+def prepare(
+    native: ModuleType, compiled: Any, grid: tuple[int, int, int], runtime: list[str], fixed: list[tuple[str, int]]
+) -> Callable[..., None]:
+    """A launch of a compiled kernel.
+
+    Args:
+        runtime: Triton types of the run-time parameters, flat.
+        fixed: type and value of the fixed ones.
+    """
+    kinds = "".join("P" if t.startswith("*") else LETTERS[t] for t in [*runtime, *(t for t, _ in fixed)])
+    metadata = compiled.metadata
+    return native.make(
+        compiled.function, *grid, 32 * metadata.num_warps, metadata.shared, len(runtime), kinds, tuple(v for _, v in
+        fixed)
+    )

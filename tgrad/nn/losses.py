@@ -1,0 +1,392 @@
+"""Losses as functions. Elementwise ones are one kernel and a reduction; cross-entropy of plain classes is one kernel."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from tgrad import dtypes
+from tgrad.layout import broadcast_shapes
+from tgrad.ops import losses as l_, pointwise as p, reduce as r_, softmax as rows
+from tgrad.tensor import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """The reduction that the arguments of old PyTorch mean. Warns."""
+    mean = "mean" if size_average is None or size_average else "sum"
+    name = mean if reduce is None or reduce else "none"
+    warnings.warn(
+        f"size_average and reduce args will be deprecated, please use reduction='{name}' instead.", stacklevel=3
+    )
+    return name
+
+
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    if size_average is not None or reduce is not None:
+        mean = size_average is None or size_average
+        reduction = ("mean" if mean else "sum") if reduce is None or reduce else "none"
+        warnings.warn(
+            f"size_average and reduce args will be deprecated, please use reduction='{reduction}' instead.",
+            stacklevel=4,
+        )
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    return reduction
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return r_.mean(loss) if reduction == "mean" else r_.sum(loss)
+
+
+def _tensors(name: str, **given: Any) -> None:
+    for argument, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}(): argument '{argument}' must be Tensor, not {type(t).__name__}")
+
+
+def _sizes(input: Tensor, target: Tensor) -> None:
+    """Warn of shapes that differ; refuse those that cannot be broadcast."""
+    if target.shape != input.shape:
+        warnings.warn(
+            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). This will "
+            "likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
+            stacklevel=3,
+        )
+        broadcast_shapes(tuple(input.shape), tuple(target.shape))
+
+
+def _weights(weight: Tensor | None, input: Tensor) -> None:
+    if weight is not None and weight.shape != input.shape:
+        raise ValueError("Weights and input must have the same size.")
+
+
+# --- regression: input and target of one shape -----------------------------------------------------------------
+def mse_loss(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(input - target) ** 2, its mean or its sum: two tensors of one shape.
+
+    Args:
+        weight: of the input's shape; multiplies each element, and the mean is by the sum of weights.
+
+    Raises:
+        ValueError: an unknown reduction. RuntimeError: the shapes cannot be broadcast.
+    """
+    _tensors("mse_loss", input=input, target=target)
+    _sizes(input, target)
+    reduction = _reduction(size_average, reduce, reduction)
+    return _weighted(p.squared_error(input, target), input, weight, reduction)
+
+
+def l1_loss(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """|input - target|, its mean or its sum; arguments and errors as `mse_loss`."""
+    _tensors("l1_loss", input=input, target=target)
+    _sizes(input, target)
+    reduction = _reduction(size_average, reduce, reduction)
+    return _weighted(l_.absolute_error(input, target), input, weight, reduction)
+
+
+def _weighted(loss: Tensor, input: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    if weight is None:
+        return _reduced(loss, reduction)
+    _weights(weight, input)
+    loss = loss * weight
+    return r_.sum(loss) / r_.sum(weight) if reduction == "mean" else _reduced(loss, reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", beta: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """With d = |input - target|: d * d / (2 * beta) where d < beta, else d - beta / 2; reduced.
+
+    Raises:
+        RuntimeError: beta is negative, or shapes that cannot be broadcast. ValueError: an unknown reduction.
+    """
+    _tensors("smooth_l1_loss", input=input, target=target)
+    _sizes(input, target)
+    reduction = _reduction(size_average, reduce, reduction)
+    if beta < 0:
+        raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
+    if beta == 0:
+        return _reduced(l_.absolute_error(input, target), reduction)
+    return _reduced(l_.smooth_l1(input, target, float(beta)), reduction)
+
+
+def huber_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
+) -> Tensor:
+    """With d = |input - target|: d * d / 2 where d <= delta, else delta * (d - delta / 2); reduced.
+
+    Raises:
+        RuntimeError: delta is not positive, or shapes that cannot be broadcast. ValueError: an unknown reduction.
+    """
+    _tensors("huber_loss", input=input, target=target)
+    _sizes(input, target)
+    reduction = _reduction(None, None, reduction)
+    if delta <= 0:
+        raise RuntimeError("huber_loss does not support non-positive values for delta.")
+    _weights(weight, input)
+    loss = l_.huber(input, target, float(delta))
+    return _reduced(loss if weight is None else loss * weight, reduction)
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------
+def binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
+    reduce: bool | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """-(target * log(input) + (1 - target) * log(1 - input)), logarithms no less than -100; reduced.
+
+    Args:
+        input: probabilities; target: of the same shape; weight: broadcast to it.
+
+    Raises:
+        ValueError: shapes differ, or an unknown reduction. RuntimeError: an input outside [0, 1] (CPU).
+    """
+    _tensors("binary_cross_entropy", input=input, target=target)
+    reduction = _reduction(size_average, reduce, reduction)
+    if target.shape != input.shape:
+        raise ValueError(
+            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}) is "
+            "deprecated. Please ensure they have the same size."
+        )
+    if not input.is_cuda and input.numel():
+        values = input._values()
+        if not ((values >= 0) & (values <= 1)).all():
+            raise RuntimeError("all elements of input should be between 0 and 1")
+    loss = l_.bce(input, target)
+    return _reduced(loss if weight is None else loss * weight, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
+    reduce: bool | None = None, reduction: str = "mean", pos_weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`binary_cross_entropy` of sigmoid(input), without overflow.
+
+    Args:
+        weight: multiplies each element's loss; pos_weight: the part of positive targets. Both are broadcast.
+
+    Raises:
+        ValueError: shapes differ, or an unknown reduction.
+    """
+    _tensors("binary_cross_entropy_with_logits", input=input, target=target)
+    reduction = _reduction(size_average, reduce, reduction)
+    if target.shape != input.shape:
+        raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
+    if pos_weight is None:
+        loss = l_.bce_logits(input, target)
+    else:
+        loss = l_.bce_logits_weighted(input, target, pos_weight)
+    return _reduced(loss if weight is None else loss * weight, reduction)
+
+
+def kl_div(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", log_target: bool = False,
+) -> Tensor:  # fmt: skip
+    """target * (log(target) - input), reduced: input holds log-probabilities, target probabilities (or their logs).
+
+    Args:
+        reduction: "none", "sum", "mean" (over elements) or "batchmean" (the sum over the first size).
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    _tensors("kl_div", input=input, target=target)
+    batch = reduction == "batchmean" and size_average is None and reduce is None
+    if reduction == "mean" and size_average is None and reduce is None:
+        warnings.warn(
+            "reduction: 'mean' divides the total loss by both the batch size and the support size."
+            "'batchmean' divides only by the batch size, and aligns with the KL div math definition."
+            "'mean' will be changed to behave the same as 'batchmean' in the next major release.",
+            stacklevel=2,
+        )
+    reduction = _reduction(size_average, reduce, "sum" if batch else reduction)
+    loss = _reduced((l_.kl_log if log_target else l_.kl)(input, target), reduction)
+    return loss / input.shape[0] if batch and input.ndim else loss
+
+
+# --- directions ------------------------------------------------------------------------------------------------
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """sum(x1 * x2) / (max(|x1|, eps) * max(|x2|, eps)) along `dim`, for tensors that can be broadcast.
+
+    Raises:
+        RuntimeError: integer tensors, or shapes that cannot be broadcast. IndexError: no such dimension.
+    """
+    _tensors("cosine_similarity", x1=x1, x2=x2)
+    kind = dtypes.promote(x1.dtype, x2.dtype)
+    if not kind.is_floating_point:
+        raise RuntimeError("expected common dtype to be floating point, yet common dtype is " + kind.legacy)
+    shape = broadcast_shapes(tuple(x1.shape), tuple(x2.shape))
+    wide = dtypes.accumulator(kind)
+    a, b = (r_.expand(t, *shape) if tuple(t.shape) != shape else t for t in (x1.to(wide), x2.to(wide)))
+    norms = [p.sqrt(p.clamp_min(r_.sum(t * t, dim), float(eps) * float(eps))) for t in (a, b)]
+    return (r_.sum(a * b, dim) / (norms[0] * norms[1])).to(kind)
+
+
+def cosine_embedding_loss(
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average: bool | None = None,
+    reduce: bool | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """1 - cos(input1, input2) where target is 1, max(0, cos - margin) where it is -1; (N, D) or (D,), target (N,) or ().
+
+    Raises:
+        RuntimeError: ranks do not fit. ValueError: an unknown reduction.
+    """
+    _tensors("cosine_embedding_loss", input1=input1, input2=input2, target=target)
+    reduction = _reduction(size_average, reduce, reduction)
+    if target.ndim not in (0, 1):
+        raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
+    for t in (input1, input2):
+        if target.ndim == 1 and t.ndim != 2 or target.ndim == 0 and t.ndim != 1:
+            raise RuntimeError(
+                f"{target.ndim}D target tensor expects {target.ndim + 1}D input tensors, but found inputs with sizes "
+                f"{list(input1.shape)} and {list(input2.shape)}."
+            )
+    dim, eps = target.ndim, 1e-12
+    squares = (r_.sum(input1 * input1, dim) + eps) * (r_.sum(input2 * input2, dim) + eps)
+    cos = r_.sum(input1 * input2, dim) / p.sqrt(squares)
+    away = p.clamp_min(cos - margin, 0)
+    return _reduced(p.where(p.eq(target, 1), 1 - cos, 0) + p.where(p.eq(target, -1), away, 0), reduction)
+
+
+# --- classes ---------------------------------------------------------------------------------------------------
+def _classes_last(input: Tensor) -> Tensor:
+    if input.ndim < 3:
+        return input
+    return input.permute(0, *range(2, input.ndim), 1)
+
+
+def _check_weight(weight: Tensor | None, classes: int) -> None:
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise RuntimeError(
+            f"weight tensor should be defined either for all {classes} classes or no classes but got weight tensor of "
+            f"shape: {list(weight.shape)}"
+        )
+
+
+def _picked(
+    logp: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Of log-probabilities (*, C): the loss, the sum of weights, the targets (-1: ignored), and who is kept."""
+    if target.dtype not in (dtypes.int64, dtypes.uint8):
+        raise RuntimeError(f"expected scalar type Long but found {target.dtype.legacy}")
+    _check_weight(weight, logp.shape[-1])
+    if not logp.is_cuda and target.numel():
+        rows._check_classes(target, logp.shape[-1], ignore_index)
+    kept = p.ne(target, ignore_index)
+    target = p.where(kept, target.to(dtypes.int64), -1)
+    loss = -l_.pick(logp, target)
+    if weight is None:
+        scale = kept
+    else:
+        each = weight.detach().to(logp.dtype)
+        scale = l_.pick(r_.expand(each, *logp.shape), target)
+        loss = loss * scale
+    total = r_.sum(scale).to(logp.dtype) if reduction == "mean" else None
+    return loss, total, target, kept
+
+
+def nll_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
+    ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """-input[target]: log-probabilities (C,), (N, C) or (N, C, ...), classes (), (N,) or (N, ...).
+
+    Args:
+        weight: (C,), of each class; the mean is by the sum of the weights of the targets.
+        ignore_index: a class that counts for nothing, and not in the mean.
+
+    Raises:
+        ValueError, RuntimeError: shapes, dtypes or arguments do not fit. IndexError: a class is out of range (CPU).
+    """
+    _tensors("nll_loss", input=input, target=target)
+    reduction = _reduction(size_average, reduce, reduction)
+    if input.ndim == 0:
+        raise ValueError("Expected 1 or more dimensions (got 0)")
+    if input.ndim > 1 and (target.ndim == 0 or input.shape[0] != target.shape[0]):
+        raise ValueError(
+            f"Expected input batch_size ({input.shape[0]}) to match target batch_size "
+            f"({target.shape[0] if target.ndim else 0})."
+        )
+    logp = _classes_last(input)
+    if tuple(logp.shape[:-1]) != tuple(target.shape):
+        raise RuntimeError(f"size mismatch (got input: {list(input.shape)}, target: {list(target.shape)})")
+    loss, total, _, _ = _picked(logp, target, weight, ignore_index, reduction)
+    return _reduced(loss, reduction) if total is None else r_.sum(loss) / total
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
+    ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """-log(softmax(input))[target]: scores (C,), (N, C) or (N, C, ...), classes (), (N,) or (N, ...).
+
+    Without weights and smoothing it is one kernel that keeps the scores, not the probabilities.
+
+    Args:
+        target: classes (int64), or probabilities of the input's shape.
+        weight: (C,), of each class.
+        ignore_index: a class that counts for nothing, and not in the mean.
+        label_smoothing: how much of the target is spread over all classes, in [0, 1].
+
+    Raises:
+        ValueError, RuntimeError: shapes, dtypes or arguments do not fit. IndexError: a class is out of range (CPU).
+    """
+    reduction = _reduction(size_average, reduce, reduction)
+    probabilities = isinstance(target, Tensor) and target.is_floating_point()
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing:g}")
+    if weight is None and label_smoothing == 0.0 and not probabilities:
+        return rows.cross_entropy(input, target, ignore_index, reduction)
+    _tensors("cross_entropy", input=input, target=target)
+    if probabilities:
+        return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+    x = _classes_last(input)
+    if tuple(x.shape[:-1]) != tuple(target.shape):
+        return rows.cross_entropy(input, target, ignore_index, reduction)  # which says what does not fit
+    logp = rows.log_softmax(x, -1)
+    loss, total, target, kept = _picked(logp, target, weight, ignore_index, reduction)
+    if label_smoothing:
+        classes = x.shape[-1]
+        spread = -r_.sum(logp if weight is None else logp * weight, -1)
+        smooth = p.where(kept, spread, 0)
+        loss = (1 - label_smoothing) * loss + (label_smoothing / classes) * smooth
+    return _reduced(loss, reduction) if total is None else r_.sum(loss) / total
+
+
+def _soft_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
+) -> Tensor:
+    if target.shape != input.shape:
+        if input.ndim and target.ndim and input.shape[0] != target.shape[0] and input.ndim > 1:
+            raise ValueError(
+                f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})."
+            )
+        raise RuntimeError(
+            f"cross_entropy: class probabilities must have the shape of the input, {list(input.shape)}, got "
+            f"{list(target.shape)}"
+        )
+    if ignore_index >= 0:
+        raise RuntimeError("ignore_index is not supported for floating point target")
+    x, t = _classes_last(input), _classes_last(target)
+    classes = x.shape[-1]
+    _check_weight(weight, classes)
+    if smoothing:
+        t = t * (1 - smoothing) + smoothing / classes
+    loss = rows.log_softmax(x, -1) * t
+    loss = -r_.sum(loss if weight is None else loss * weight, -1)
+    if reduction == "mean":
+        return r_.sum(loss) / max(loss.numel(), 1)
+    return _reduced(loss, reduction)
+

@@ -1,0 +1,101 @@
+"""The encoder of the transformer (Vaswani et al., 2017), composed of attention, linear layers and layer norms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from tgrad.dtypes import dtype
+from tgrad.nn import functional as F
+from tgrad.nn.attention import MultiheadAttention
+from tgrad.nn.container import ModuleList
+from tgrad.nn.dropout import Dropout
+from tgrad.nn.linear import Linear
+from tgrad.nn.module import Module
+from tgrad.nn.norm import LayerNorm
+from tgrad.tensor import Tensor
+
+
+class TransformerEncoderLayer(Module):
+    """Self-attention and a feedforward network, each with a residual and a layer norm: shape as `MultiheadAttention`.
+
+    Args:
+        d_model, nhead, dim_feedforward: sizes of the stream, number of heads, hidden size of the feedforward network.
+        activation: "relu", "gelu" or a function.
+        norm_first: norms come before attention and feedforward, not after.
+
+    Raises:
+        RuntimeError: an unknown activation.
+    """
+
+    def __init__(
+        self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = F.relu, layer_norm_eps: float = 1e-5, batch_first: bool = False,
+        norm_first: bool = False, bias: bool = True, device: Any = None, dtype: dtype | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        made: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout=dropout, batch_first=batch_first, **made)
+        self.linear1 = Linear(d_model, dim_feedforward, **made)
+        self.dropout = Dropout(dropout)
+        self.linear2 = Linear(dim_feedforward, d_model, **made)
+        self.norm_first = norm_first
+        self.norm1 = LayerNorm(d_model, eps=layer_norm_eps, **made)
+        self.norm2 = LayerNorm(d_model, eps=layer_norm_eps, **made)
+        self.dropout1 = Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
+        if isinstance(activation, str):
+            known = {"relu": F.relu, "gelu": F.gelu}
+            if activation not in known:
+                raise RuntimeError(f"activation should be relu/gelu, not {activation}")
+            activation = known[activation]
+        self.activation = activation
+
+    def forward(
+        self, src: Tensor, src_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The stream after this layer; the masks are those of `MultiheadAttention`."""
+        masks = (src_mask, src_key_padding_mask, is_causal)
+        if self.norm_first:
+            x = src + self._attend(self.norm1(src), *masks)
+            return x + self._feed(self.norm2(x))
+        x = self.norm1(src + self._attend(src, *masks))
+        return self.norm2(x + self._feed(x))
+
+    def _attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool) -> Tensor:
+        out, _ = self.self_attn(
+            x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False, is_causal=is_causal
+        )
+        return self.dropout1(out)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+
+class TransformerEncoder(Module):
+    """`num_layers` copies of a layer one after another, then `norm` if given.
+
+    Args:
+        enable_nested_tensor, mask_check: accepted for PyTorch's sake: they choose how it computes.
+    """
+
+    def __init__(
+        self, encoder_layer: Module, num_layers: int, norm: Module | None = None, enable_nested_tensor: bool = True,
+        mask_check: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.layers = ModuleList([copy.deepcopy(encoder_layer) for _ in range(num_layers)])
+        self.num_layers = num_layers
+        self.norm = norm
+
+    def forward(
+        self, src: Tensor, mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The stream after all layers; is_causal None: the mask alone says."""
+        x = src
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, is_causal=bool(is_causal), src_key_padding_mask=src_key_padding_mask)
+        return x if self.norm is None else self.norm(x)

@@ -1,0 +1,442 @@
+"""Indexing by name: gather and scatter, index_select and its writes, masks, nonzero, embedding.
+
+An index out of range raises on the CPU. On a GPU, where looking would stop the queue, it touches no memory: what is
+read there is 0, what is written is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tgrad import dtypes
+from tgrad.device import compute
+from tgrad.inplace import write
+from tgrad.kernels.indexing import prepare_compact, prepare_count
+from tgrad.kernels.launch import COMPILE_ONLY
+from tgrad.layout import broadcast_shapes, numel, wrap_dim
+from tgrad.ops import creation, pointwise as p
+from tgrad.ops.places import accumulate_op, extremes, get_op, number, outside, put_op, region, write_places
+from tgrad.ops.reduce import expand
+from tgrad.ops.views import contiguous, reshape, slice_op, unbind, view_op
+from tgrad.tensor import Tensor
+
+INDEX = (dtypes.int64, dtypes.int32)
+
+
+def _index(name: str, index: Any) -> Tensor:
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name}(): argument 'index' must be Tensor, not {type(index).__name__}")
+    if index.dtype not in INDEX:
+        raise RuntimeError(f"{name}(): Expected dtype int32/int64 for index, got {index.dtype!r}")
+    return index
+
+
+def _refuse(index: Tensor, d: int, size: int, kind: type[Exception] = RuntimeError, negative: bool = False) -> None:
+    bad = outside(index, size, negative)
+    if bad is not None:
+        raise kind(f"index {bad} is out of bounds for dimension {d} with size {size}")
+
+
+# --- along a dimension -----------------------------------------------------------------------------------------------
+def _along(name: str, x: Tensor, dim: int, index: Tensor, other: tuple[int, ...] | None) -> int:
+    d = wrap_dim(dim, x.ndim)
+    _index(name, index)
+    if index.numel() == 0:
+        return d
+    if max(index.ndim, 1) != max(x.ndim, 1):
+        raise RuntimeError("Index tensor must have the same number of dimensions as input tensor")
+    for k, n in enumerate(index.shape):
+        if k != d and n > x.shape[k] or other is not None and n > other[k]:
+            to = "apart from dimension " + str(d) if other is None else f"apart from dimension {d} and src"
+            raise RuntimeError(
+                f"Size does not match at dimension {k} expected index {list(index.shape)} to be no larger than self "
+                f"{list(x.shape)} {to}"
+            )
+    _refuse(index, d, x.shape[d] if x.ndim else 1)
+    return d
+
+
+def _flat(x: Tensor, index: Tensor) -> bool:
+    """Whether a 0-dim tensor is indexed by a vector, or the other way round: both are then taken for vectors."""
+    return x.ndim == 0 or index.ndim == 0
+
+
+def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
+    """out[i][j] = input[index[i][j]][j] for dim 0, and so on; the result has index's shape.
+
+    Raises:
+        RuntimeError: another number of dimensions, an index larger than input beside `dim`, or out of range (CPU).
+    """
+    d = _along("gather", input, dim, index, None)
+    if input.ndim != index.ndim or not input.ndim:
+        return reshape(get_op(reshape(input, (-1,)), reshape(index, (-1,)), dims=(0,), at=None), tuple(index.shape))
+    return get_op(input, index, dims=(d,), at=None)
+
+
+def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """As `gather`, with input and indices broadcast beside `dim`; negative indices count from the end."""
+    if dim is None:
+        return take(reshape(input, (-1,)), reshape(indices, (-1,)))
+    if input.ndim != indices.ndim:
+        raise RuntimeError(
+            f"torch.take_along_dim(): input and indices should have the same number of dimensions, but got {input.ndim} "
+            f"dimensions for input, and {indices.ndim} dimensions for indices"
+        )
+    d = wrap_dim(dim, input.ndim)
+    _index("take_along_dim", indices)
+    _refuse(indices, d, input.shape[d] if input.ndim else 1, negative=True)
+    if not input.ndim:
+        return reshape(get_op(reshape(input, (1,)), reshape(indices, (1,)), dims=(0,), at=None), ())
+    rest = list(broadcast_shapes(tuple(_with(input, d, 1)), tuple(_with(indices, d, 1))))
+    input, indices = (expand(t, *rest[:d], t.shape[d], *rest[d + 1 :]) for t in (input, indices))
+    return get_op(input, indices, dims=(d,), at=None)
+
+
+def _with(x: Tensor, d: int, n: int) -> list[int]:
+    return [*x.shape[:d], n, *x.shape[d + 1 :]]
+
+
+def _scatter_value(name: str, x: Tensor, index: Tensor, src: Any) -> Tensor:
+    """What is scattered: a number repeated, or the part of src that index covers."""
+    if not isinstance(src, Tensor):
+        return number(src, x, tuple(index.shape))
+    if src.dtype is not x.dtype:
+        raise RuntimeError(f"{name}(): Expected self.dtype to be equal to src.dtype")
+    for d, n in enumerate(index.shape):
+        if src.ndim and n != src.shape[d]:
+            src = slice_op(src, dim=d, start=0, stop=n, step=1)
+    return src
+
+
+_REDUCTIONS = {"add": accumulate_op, None: put_op}
+
+
+def _scatter(name: str, op: Any) -> tuple[Callable, Callable]:
+    """The function and its form in place."""
+
+    def prepared(x: Tensor, dim: int, index: Tensor, src: Any) -> tuple[int, Tensor]:
+        other = tuple(src.shape) if isinstance(src, Tensor) and src.ndim else None
+        d = _along(name, x, dim, index, other)
+        return d, _scatter_value(name, x, index, src)
+
+    def function(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
+        d, value = prepared(input, dim, index, src)
+        if not index.numel():
+            return p.clone(input)
+        if _flat(input, index):
+            return reshape(op(*(reshape(t, (-1,)) for t in (input, index, value)), dims=(0,), at=None), tuple(input.shape))
+        return op(input, index, value, dims=(d,), at=None)
+
+    def in_place(self: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
+        d, value = prepared(self, dim, index, src)
+        if not index.numel():
+            return self
+        if _flat(self, index):
+            write_places(op, view_op(self, shape=(self.numel(),)), reshape(index, (-1,)), reshape(value, (-1,)), (0,), None)
+            return self
+        return write_places(op, self, index, value, (d,), None)
+
+    return function, in_place
+
+
+_put, _put_ = _scatter("scatter", put_op)
+_add, _add_ = _scatter("scatter_add", accumulate_op)
+
+
+def _scatter_kind(src: Any, value: Any, reduce: str | None) -> tuple[Any, bool]:
+    if reduce not in (None, "add"):
+        raise RuntimeError(f"scatter: reduce {reduce!r} is not supported, only 'add'")
+    return value if src is None else src, reduce == "add"
+
+
+def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None,
+            reduce: str | None = None) -> Tensor:  # fmt: skip
+    """input with src (a tensor, or a number) at [index[i][j]][j] for dim 0, and so on; reduce "add": added there.
+
+    Raises:
+        RuntimeError: as `gather`; src has another dtype or is smaller than index.
+    """
+    src, add = _scatter_kind(src, value, reduce)
+    return (_add if add else _put)(input, dim, index, src)
+
+
+def scatter_(self: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None,
+             reduce: str | None = None) -> Tensor:  # fmt: skip
+    """`scatter` in place."""
+    src, add = _scatter_kind(src, value, reduce)
+    return (_add_ if add else _put_)(self, dim, index, src)
+
+
+def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """input plus src at [index[i][j]][j] for dim 0, and so on.
+
+    The order of additions to one place is fixed on the CPU; on a GPU floats are added by atomics, in any order.
+    """
+    return _add(input, dim, index, src)
+
+
+def scatter_add_(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """`scatter_add` in place."""
+    return _add_(self, dim, index, src)
+
+
+# --- whole slices of a dimension -------------------------------------------------------------------------------------
+def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The slices of a dimension that a vector of indices names.
+
+    Raises:
+        IndexError: `dim` is out of range, index is no vector, or one of it is out of range (CPU).
+    """
+    d = wrap_dim(dim, input.ndim)
+    _index("index_select", index)
+    if index.ndim > 1:
+        raise IndexError("index_select(): Index is supposed to be a vector")
+    if outside(index, input.shape[d] if input.ndim else 1, negative=False) is not None:
+        raise IndexError("index out of range in self")
+    if not input.ndim:
+        return reshape(get_op(reshape(input, (1,)), reshape(index, (-1,)), dims=(0,), at=0), ())
+    return get_op(input, reshape(index, (-1,)), dims=(d,), at=d)
+
+
+def _slices(name: str, op: Any, fit: Callable, kind: type[Exception], negative: bool) -> tuple[Callable, Callable]:
+    """A write of slices of a dimension, and its form in place. fit(x, value, shape of the slices) gives the values."""
+
+    def prepared(x: Tensor, dim: int, index: Tensor, value: Any) -> tuple[int, Tensor, Tensor]:
+        d = wrap_dim(dim, x.ndim)
+        if _index(name, index).ndim > 1:
+            raise IndexError(f"{name}(): Index is supposed to be a vector")
+        bad = outside(index, x.shape[d] if x.ndim else 1, negative)
+        if bad is not None:
+            where = f"{name}_(): " if name == "index_copy" else ""
+            raise kind(f"{where}index {bad} is out of bounds for dimension {d} with size {x.shape[d] if x.ndim else 1}")
+        index = reshape(index, (-1,))
+        shape = region(tuple(x.shape) or (1,), tuple(index.shape), (d,), d)
+        return d, index, fit(x, value, shape if x.ndim else tuple(index.shape))
+
+    def function(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+        d, index, value = prepared(input, dim, index, value)
+        if not input.ndim:
+            return reshape(op(reshape(input, (1,)), index, value, dims=(0,), at=0), ())
+        return op(input, index, value, dims=(d,), at=d)
+
+    def in_place(self: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+        d, index, value = prepared(self, dim, index, value)
+        if not self.ndim:
+            write_places(op, view_op(self, shape=(1,)), index, value, (0,), 0)
+            return self
+        return write_places(op, self, index, value, (d,), d)
+
+    return function, in_place
+
+
+def _fit_source(x: Tensor, source: Any, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(source, Tensor):
+        raise TypeError(f"argument 'source' must be Tensor, not {type(source).__name__}")
+    if source.dtype is not x.dtype:
+        raise RuntimeError(f"self and source expected to have the same dtype, but got {x.dtype!r} and {source.dtype!r}")
+    if not source.ndim:
+        source = reshape(source, (1,))
+    if tuple(source.shape) != shape:
+        raise RuntimeError(f"source of shape {list(source.shape)} does not match the indexed slices, {list(shape)}")
+    return source
+
+
+def _fit_number(x: Tensor, value: Any, shape: tuple[int, ...]) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise RuntimeError(
+                f"index_fill_ only supports a 0-dimensional value tensor, but got tensor with {value.ndim} dimension(s)."
+            )
+        return expand(p.cast(x.dtype)(value) if value.dtype is not x.dtype else value, *shape)
+    return number(value, x, shape)
+
+
+_index_add, _index_add_ = _slices("index_add", accumulate_op, _fit_source, RuntimeError, False)
+_index_copy, _index_copy_ = _slices("index_copy", put_op, _fit_source, IndexError, False)
+_index_fill, _index_fill_ = _slices("index_fill", put_op, _fit_number, IndexError, True)
+
+
+def _times(source: Tensor, alpha: float) -> Tensor:
+    if alpha == 1:
+        return source
+    product = p.mul(source, alpha)
+    return product if product.dtype is source.dtype else p.cast(source.dtype)(product)
+
+
+def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """input with alpha * source[i] added to its slice index[i] of `dim`; see `scatter_add` for the order."""
+    return _index_add(input, dim, index, _times(source, alpha))
+
+
+def index_add_(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """`index_add` in place."""
+    return _index_add_(self, dim, index, _times(source, alpha))
+
+
+def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """input with source[i] in place of its slice index[i] of `dim`."""
+    return _index_copy(input, dim, index, source)
+
+
+def index_copy_(self: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """`index_copy` in place."""
+    return _index_copy_(self, dim, index, source)
+
+
+def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+    """input with one value in the slices of `dim` that index names."""
+    return _index_fill(input, dim, index, value)
+
+
+def index_fill_(self: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+    """`index_fill` in place."""
+    return _index_fill_(self, dim, index, value)
+
+
+def take(input: Tensor, index: Tensor) -> Tensor:
+    """The elements of input, counted in row-major order, that index names.
+
+    Raises:
+        IndexError: out of range (CPU).
+    """
+    bad = outside(_index("take", index), input.numel())
+    if bad is not None:
+        raise IndexError(f"out of range: tried to access index {bad} on a tensor of {input.numel()} elements.")
+    if not input.ndim:
+        input = reshape(input, (1,))
+    return get_op(input, index, dims=tuple(range(input.ndim)), at=0)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+def _fill_value(x: Tensor, mask: Any, value: Any) -> Any:
+    if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool_:
+        raise RuntimeError("masked_fill only supports boolean masks, but got mask with dtype "
+                           f"{getattr(mask, 'dtype', type(mask).__name__)}")  # fmt: skip
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise RuntimeError("masked_fill only supports a 0-dimensional value tensor, but got tensor with "
+                               f"{value.ndim} dimension(s).")  # fmt: skip
+        return p.cast(x.dtype)(value) if value.dtype is not x.dtype else value
+    if x.dtype is dtypes.bool_:
+        return bool(value)
+    return value if x.dtype.is_floating_point else int(value)
+
+
+def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """input with a value (a number or a 0-dim tensor) where mask is true; broadcast."""
+    return p.where(mask, _fill_value(input, mask, value), input)
+
+
+def masked_fill_(self: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """`masked_fill` in place."""
+    value = _fill_value(self, mask, value)
+    return write(p.where, self, (mask, value, self))
+
+
+def masked_select(input: Tensor, mask: Tensor) -> Tensor:
+    """The elements of input where mask is true, broadcast, in row-major order."""
+    if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool_:
+        raise RuntimeError("masked_select: expected BoolTensor for mask")
+    shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
+    places = positions(expand(mask, *shape) if shape else mask)
+    if not shape:
+        input = reshape(input, (1,))
+    return get_op(expand(input, *shape) if shape else input, places, dims=tuple(range(max(1, len(shape)))), at=0)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Where a bool tensor is true, counted in row-major order."""
+    return reshape(_found(mask, (mask.numel(),)), (-1,)) if mask.numel() else creation.empty(0, dtype=dtypes.int64)
+
+
+def _found(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The coordinates of the true elements of `mask`, taken to be of `shape`, a row for each."""
+    n = numel(shape)
+    if not n or not shape:
+        rows = 0 if not n or not mask.item() else 1
+        return creation.empty(rows, len(shape), dtype=dtypes.int64)
+    mask = contiguous(mask.detach())
+    launch, blocks = prepare_count(n)
+    counts = creation.empty(blocks, dtype=dtypes.int64)
+    launch(counts.ptr, mask.ptr)
+    each = [0] * (blocks - 1) + [n] if COMPILE_ONLY is not None else counts.tolist()
+    starts = [0]
+    for found in each:
+        starts.append(starts[-1] + found)
+    room = starts[-1]
+    out = creation.empty(room, len(shape), dtype=dtypes.int64)
+    if room:
+        first = creation.tensor(starts[:-1], dtype=dtypes.int64, device=compute)
+        prepare_compact(n, room, shape)(out.ptr, mask.ptr, first.ptr)
+    return out
+
+
+def nonzero(input: Tensor, *, out: Any = None, as_tuple: bool = False) -> Any:
+    """The coordinates of the elements that are not zero, a row of int64 for each; as_tuple: a vector per dimension.
+
+    The number of rows depends on the values: on a GPU this waits for them.
+    """
+    mask = input.detach()
+    mask = mask if mask.dtype is dtypes.bool_ else p.ne(mask, 0)
+    if as_tuple:
+        found = _found(mask, tuple(mask.shape)) if mask.ndim else _found(reshape(mask, (1,)), (1,))
+        return unbind(found, 1)
+    return _found(mask, tuple(mask.shape))
+
+
+def argwhere(input: Tensor) -> Tensor:
+    """As `nonzero`."""
+    return nonzero(input)
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """int64 zeros with a 1 at each class: shape (*tensor.shape, num_classes); -1: one more than the greatest.
+
+    Raises:
+        RuntimeError: not int64; a class is negative or too great (CPU); none to infer num_classes from.
+    """
+    if tensor.dtype is not dtypes.int64:
+        raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
+    found = extremes(tensor)
+    if tensor.numel() == 0 and num_classes <= 0:
+        raise RuntimeError("Can not infer total number of classes from empty tensor.")
+    if found is not None and found[0] < 0:
+        raise RuntimeError("Class values must be non-negative.")
+    if num_classes == -1:
+        num_classes = int(tensor._array().max()) + 1
+    elif found is not None and found[1] >= num_classes:
+        raise RuntimeError("Class values must be smaller than num_classes.")
+    classes = reshape(creation.arange(num_classes), (*(1,) * tensor.ndim, num_classes))
+    return p.cast(dtypes.int64)(p.eq(reshape(tensor, (*tensor.shape, 1)), classes))
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+              norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False) -> Tensor:  # fmt: skip
+    """The rows of weight (classes, width) that input names: shape (*input.shape, width). padding_idx gets no gradient.
+
+    Raises:
+        IndexError: an index is out of range (CPU). RuntimeError: an option that is not supported.
+    """
+    for name, given in (("max_norm", max_norm is not None), ("scale_grad_by_freq", scale_grad_by_freq),
+                        ("sparse", sparse)):  # fmt: skip
+        if given:
+            raise RuntimeError(f"embedding: {name} is not supported")
+    _index("embedding", input)
+    if weight.ndim != 2:
+        raise RuntimeError("'weight' must be 2-D")
+    if outside(input, weight.shape[0], negative=False) is not None:
+        raise IndexError("index out of range in self")
+    rows = get_op(weight, input, dims=(0,), at=0)
+    if padding_idx is None or not weight.requires_grad:
+        return rows
+    if not -weight.shape[0] <= padding_idx < weight.shape[0]:
+        raise AssertionError("Padding_idx must be within num_embeddings")
+    padding = p.eq(reshape(input, (*input.shape, 1)), padding_idx % weight.shape[0])
+    return p.where(padding, rows.detach(), rows)
+
+
+BOTH = (gather, take_along_dim, scatter, scatter_add, index_select, index_add, index_copy, index_fill, take, masked_fill,
+        masked_select, nonzero, argwhere)  # fmt: skip
+IN_PLACE = (scatter_, scatter_add_, index_add_, index_copy_, index_fill_, masked_fill_)

@@ -1,0 +1,103 @@
+"""Sorting: sort, argsort, msort, topk. Gradients go back to where the values came from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tgrad import dtypes
+from tgrad.aliasing import _in_layout_op
+from tgrad.device import compute
+from tgrad.dispatch import dispatch
+from tgrad.kernels.launch import Launch
+from tgrad.kernels.sort import prepare_sort
+from tgrad.layout import Layout, layout, wrap_dim
+from tgrad.op import Kernel, result_layout
+from tgrad.ops import creation, pointwise as p
+from tgrad.ops.places import spread_op
+from tgrad.ops.views import contiguous, narrow, owned, transpose
+from tgrad.storage import Storage
+from tgrad.tensor import Tensor
+
+
+class Sorted(NamedTuple):
+    """Values, and their indices along the sorted dimension."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def _build_sort(x: Tensor, descending: bool) -> tuple[list[Layout], Launch]:
+    if not x.layout.contiguous or not x.ndim:
+        raise RuntimeError("sort: expected contiguous rows")
+    shape = tuple(x.shape)
+    outs = [layout(x.dtype, shape, None, compute), layout(dtypes.int64, shape, None, compute)]
+    if not x.numel():
+        return outs, lambda *addresses: None
+    first, *passes = prepare_sort(x.dtype.triton, x.numel() // shape[-1], shape[-1], descending)
+
+    def launch(values: int, places: int, source: int) -> None:
+        ends = [(values, places)]
+        if passes:  # written in turn, so that the last pass writes the results
+            scratch = [Storage(o.nbytes, compute) for o in outs]
+            ends.append((scratch[0].ptr, scratch[1].ptr))
+        at = len(passes) % 2
+        first(*ends[at], source)
+        for merge in passes:
+            merge(*ends[1 - at], *ends[at])
+            at = 1 - at
+
+    return outs, launch
+
+
+sort_op: Kernel = Kernel(
+    "sort", ("x",), _build_sort,
+    {"x": lambda g, indices, *, x_shape: spread_op(g, indices, dims=(len(x_shape) - 1,), at=None, shape=x_shape)},
+    settings=("descending",), results=("out", "indices"),
+)  # fmt: skip
+
+
+def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Sorted:
+    """Values in order along `dim`, and the indices they had there; equal ones keep their order. nan is the greatest."""
+    d = wrap_dim(dim, input.ndim)
+    if not input.ndim:
+        return Sorted(p.clone(input), creation.zeros((), dtype=dtypes.int64))
+    rows = contiguous(transpose(input, d, -1))
+    values, indices = dispatch(sort_op, (rows,), (bool(descending),))
+    return Sorted(_laid_out(values, d, input), _laid_out(indices, d, input))
+
+
+def _laid_out(rows: Tensor, d: int, like: Tensor) -> Tensor:
+    """Rows back in dimension d, with PyTorch's strides."""
+    strides = result_layout([like.layout], rows.dtype).strides
+    out = rows if d == like.ndim - 1 else owned(transpose(rows, d, -1))
+    return out if out.layout.strides == strides else _in_layout_op(out, strides=strides)
+
+
+def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
+    """The indices that sort input along `dim`."""
+    return sort(input, dim, descending, stable).indices
+
+
+def msort(input: Tensor) -> Tensor:
+    """Values in order along the first dimension."""
+    return sort(input, 0).values
+
+
+def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Sorted:
+    """The k greatest (or least) values along `dim` and their indices, in order whether `sorted` or not.
+
+    Raises:
+        RuntimeError: k is negative or greater than the dimension; the dtype is bool.
+    """
+    d = wrap_dim(dim, input.ndim)
+    if not 0 <= k <= (input.shape[d] if input.ndim else 1):
+        raise RuntimeError("selected index k out of range")
+    if input.dtype is dtypes.bool_:
+        raise RuntimeError("topk: not implemented for bool tensors: convert them first, as in x.int()")
+    values, indices = sort(input, d, largest)
+    if not input.ndim:
+        return Sorted(values, indices)
+    return Sorted(contiguous(narrow(values, d, 0, k)), contiguous(narrow(indices, d, 0, k)))
+
+
+BOTH: tuple[Any, ...] = (sort, argsort, msort, topk)
