@@ -89,7 +89,7 @@ def bitwise_xor(a, b):
 
 @triton.jit
 def bitwise_not(x):
-    return ~x
+    return tl.full((), 255, x.dtype) - x if x.dtype == tl.uint8 else -1 - x  # unsigned, ~x has an operand of -1
 
 
 @triton.jit

@@ -81,7 +81,7 @@ def test_bits(dtype):
     assert_same(x, u)
     if dtype is tgrad.bool:
         with pytest.raises(RuntimeError, match="bool"):
-            x << 1
+            x << x
         return
     for shift in (0, 1, 7, 8, 31, 63):
         assert_same(x << shift, u << shift)

@@ -85,8 +85,11 @@ def unary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
         mode = current()
         out = empty(plan.out, mode.inference)
         plan.launch(out.ptr, input.ptr)  # type: ignore[misc]
-        if mode.record and (input._requires_grad or input.alias is not None):
-            record(plan, (input,), (out,))
+        if mode.record:
+            if input.alias is not None:
+                refresh(input)
+            if input._requires_grad and (rule := plan.rule(1)) is not None:
+                graph.record(out, rule, (input,), (out,))
         return out
 
     return call
@@ -108,10 +111,14 @@ def binary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
         mode = current()
         out = empty(plan.out, mode.inference)
         plan.launch(out.ptr, input.ptr, other.ptr)  # type: ignore[misc]
-        if mode.record and (
-            input._requires_grad or other._requires_grad or input.alias is not None or other.alias is not None
-        ):
-            record(plan, (input, other), (out,))
+        if mode.record:
+            if input.alias is not None:
+                refresh(input)
+            if other.alias is not None:
+                refresh(other)
+            mask = input._requires_grad + 2 * other._requires_grad
+            if mask and (rule := plan.rule(mask)) is not None:
+                graph.record(out, rule, (input, other), (out,))
         return out
 
     def with_number(a: Any, b: float) -> Any:
@@ -124,8 +131,11 @@ def binary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
         mode = current()
         out = empty(plan.out, mode.inference)
         plan.launch(out.ptr, a.ptr, b)  # type: ignore[misc]
-        if mode.record and (a._requires_grad or a.alias is not None):
-            record(plan, (a, b), (out,))
+        if mode.record:
+            if a.alias is not None:
+                refresh(a)
+            if a._requires_grad and (rule := plan.rule(1)) is not None:
+                graph.record(out, rule, (a, b), (out,))
         return out
 
     return call

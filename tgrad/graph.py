@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -243,19 +242,6 @@ class Node:
             self.posthooks = {}
         return RemovableHandle(hook, self.posthooks)
 
-    def __del__(self) -> None:
-        # A long chain would recurse: each node's end would end the next. Instead the nodes that only this one holds are
-        # handed to a list that is emptied in a loop.
-        try:
-            edges, saved = self.edges, self.saved
-        except AttributeError:  # its recording failed
-            return
-        for edge in edges:
-            if isinstance(edge, Node):
-                self.edges, self.saved = (), None
-                _bury(edges, saved)
-                return
-
 
 def reachable(roots: Sequence[Tensor]) -> dict[int, Node]:
     """Every node behind `roots`, by key."""
@@ -267,27 +253,6 @@ def reachable(roots: Sequence[Tensor]) -> dict[int, Node]:
             seen[node.key] = node
             stack += [e for e in node.edges if isinstance(e, Node) and e.key not in seen]
     return seen
-
-
-class _Graveyard(threading.local):
-    def __init__(self) -> None:
-        self.waiting: list[Any] = []
-        self.burying = False
-
-
-_graveyard = _Graveyard()
-
-
-def _bury(edges: tuple, saved: Any) -> None:
-    yard = _graveyard
-    waiting = yard.waiting
-    waiting.append((edges, saved))
-    edges = saved = None  # type: ignore[assignment]
-    if not yard.burying:
-        yard.burying = True
-        while waiting:
-            waiting.pop()
-        yard.burying = False
 
 
 class AccumulateGrad:
@@ -366,7 +331,8 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
     node = Node()
     if rule.saves:
         n = len(args)
-        node.saved = tuple([save(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
+        keep = Saved if on_save is None and not pack_hooks.get() else save
+        node.saved = tuple([keep(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
     else:
         node.saved = ()
     if len(rule.wanted) == 1:
