@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import triton
 import triton.language as tl
@@ -9,7 +11,9 @@ import triton.language as tl
 from tgrad.kernels.launch import INTERPRET, Launch, prepare
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, convert
-from tgrad.kernels.reduce import IDENTITIES, tile
+from tgrad.kernels.reduce import IDENTITIES
+
+NOWHERE = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
@@ -49,28 +53,40 @@ if INTERPRET:
 
 @triton.jit
 def extreme(
-    values, indices, x, M, N, kept_shape, reduced_shape, kept_strides, reduced_strides,
+    values, indices, x, places, M, N, CHUNK, kept_shape, reduced_shape, kept_strides, reduced_strides,
     KIND: tl.constexpr, IDENTITY: tl.constexpr, TYPE: tl.constexpr, RESULT: tl.constexpr,
-    KEPT: tl.constexpr, REDUCED: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    KEPT: tl.constexpr, REDUCED: tl.constexpr, PLACED: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Each program finds, for BM of the M results, the extreme of N elements, in row-major order of their dimensions."""
+    """Each program finds, for BM of the M results, the extreme of CHUNK of N elements, in row-major order.
+
+    With several chunks, chunk k of result m is stored at k * M + m. PLACED: x holds extremes already, those of the
+    chunks, and `places` where each was found.
+    """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
+    first = tl.program_id(1) * CHUNK
     if WIDE:
         m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+        first = tl.program_id(1).to(tl.int64) * CHUNK
     row = m * 0
     if KEPT > 0:
         row = offset(coordinates(m, kept_shape, KEPT), kept_strides, KEPT)
     best = tl.full((BM, BN), IDENTITY, TYPE)
-    at = tl.zeros((BM, BN), tl.int64) + N
-    for start in range(0, N, BN):
+    at = tl.full((BM, BN), NOWHERE, tl.int64)
+    last = tl.minimum(first + CHUNK, N)
+    for start in range(first, last, BN):
         n = start + tl.arange(0, BN)
         if WIDE:
             n = n.to(tl.int64)
-        mask = (m[:, None] < M) & (n[None, :] < N)
+        mask = (m[:, None] < M) & (n[None, :] < last)
         column = offset(coordinates(n, reduced_shape, REDUCED), reduced_strides, REDUCED)
         value = convert(tl.load(x + (row[:, None] + column[None, :]), mask=mask, other=0), TYPE)
         value = tl.where(mask, value, tl.full((), IDENTITY, TYPE))
-        place = tl.where(mask, n[None, :].to(tl.int64), N + 1)
+        if PLACED:
+            place = tl.load(places + (row[:, None] + column[None, :]), mask=mask, other=0)
+        else:
+            place = n[None, :].to(tl.int64)
+        place = tl.where(mask, place, NOWHERE)
         if KIND == "max":
             best, at = greater(value, place, best, at)
         else:
@@ -79,8 +95,9 @@ def extreme(
         best, at = tl.reduce((best, at), 1, greater)
     else:
         best, at = tl.reduce((best, at), 1, less)
-    tl.store(values + m, convert(best, RESULT), mask=m < M)
-    tl.store(indices + m, at, mask=m < M)
+    to = tl.program_id(1) * M + m
+    tl.store(values + to, convert(best, RESULT), mask=m < M)
+    tl.store(indices + to, at, mask=m < M)
 
 
 def prepare_extreme(
@@ -89,27 +106,31 @@ def prepare_extreme(
     kept: tuple[tuple[int, ...], tuple[int, ...]],
     reduced: tuple[tuple[int, ...], tuple[int, ...]],
     *,
+    pieces: int,
+    block: tuple[int, int],
+    placed: bool,
     aligned: bool,
     wide: bool,
     name: str,
 ) -> Launch:
-    """A launch of a search; the callable takes values, indices (int64), then the operand.
+    """A launch of a search; the callable takes values, indices (int64), the operand, then its indices if `placed`.
 
     Args:
         kind: "max" or "min".
         types: Triton types of the operand, which the values have, and of the comparison.
         kept, reduced: collapsed sizes and strides of the dimensions that stay and that go.
+        pieces: how many partial results each result gets.
+        placed: whether the operand holds the results of pieces.
     """
-    m, n = 1, 1
-    for size in kept[0]:
-        m *= size
-    for size in reduced[0]:
-        n *= size
-    bm, bn = tile(m, n, across=bool(kept[1]) and kept[1][-1] == 1)
+    m, n = math.prod(kept[0]), math.prod(reduced[0])
+    bm, bn = block
+    chunk = triton.cdiv(triton.cdiv(n, pieces), bn) * bn
     constexprs = {
         "KIND": kind, "IDENTITY": IDENTITIES[kind][types[1]], "TYPE": TYPES[types[1]], "RESULT": TYPES[types[0]],
-        "KEPT": len(kept[0]), "REDUCED": len(reduced[0]), "WIDE": wide, "BM": bm, "BN": bn,
+        "KEPT": len(kept[0]), "REDUCED": len(reduced[0]), "PLACED": placed, "WIDE": wide,
+        "BM": bm, "BN": bn,
     }  # fmt: skip
-    fixed = (m, n, kept[0], reduced[0], kept[1], reduced[1])
-    runtime = ("*" + types[0], "*i64", "*" + types[0])
-    return prepare(extreme, (triton.cdiv(m, bm),), runtime, fixed, constexprs, name=name, aligned=aligned)
+    fixed = (m, n, chunk, kept[0], reduced[0], kept[1], reduced[1])
+    runtime = ("*" + types[0], "*i64", "*" + types[0], "*i64")
+    call = prepare(extreme, (triton.cdiv(m, bm), pieces), runtime, fixed, constexprs, name=name, aligned=aligned)
+    return call if placed else lambda values, indices, x: call(values, indices, x, indices)

@@ -57,7 +57,7 @@ if INTERPRET:
 
     def _numpy_erfc(x: np.ndarray) -> np.ndarray:
         # C's, one by one: 1 - erf(x) has no digits left where x is large.
-        return np.frompyfunc(math.erfc, 1, 1)(x.astype(np.float64)).astype(x.dtype)
+        return np.asarray(np.frompyfunc(math.erfc, 1, 1)(x.astype(np.float64)), x.dtype)
 
     erfc = elementwise(_numpy_erfc)
 else:

@@ -133,6 +133,20 @@ def reductions() -> Iterator[Program]:
 
             yield Program(f"sum, mean, amax {dtype.name} {dim}", sums, full=dtype is not tgrad.float32)
 
+            def others(dtype: Any = dtype, dim: Any = dim) -> None:
+                x = pretended((4096, 2048), dtype)
+                tgrad.argmax(x, dim)
+                tgrad.prod(x, dim)
+                if dim is not None:
+                    tgrad.cumsum(x, dim)
+                    tgrad.cumprod(x, dim)
+                if dtype.is_floating_point:
+                    tgrad.std(x, dim)
+                    tgrad.norm(x, 3, dim)
+                    tgrad.logsumexp(x, (0, 1) if dim is None else dim)
+
+            yield Program(f"argmax, cumsum, std {dtype.name} {dim}", others, full=True)
+
 
 def rows() -> Iterator[Program]:
     import tgrad

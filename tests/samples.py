@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import tgrad
+from tests import samples_moving
 from tests.samples_numeric import NUMERIC
 from tests.samples_reduce import FURTHER
-from tests import samples_moving
 from tests.sampling import (
     BINARY,
     CLASSES,
@@ -340,7 +340,8 @@ DROPOUT = [
 ]  # fmt: skip
 
 SAMPLES: list[Sample] = [
-    *ARITHMETIC, *FUNCTIONS, *CONDITIONS, *NUMERIC, *CASTS, *REDUCTIONS, *FURTHER, *FUSED, *PRODUCTS, *VIEWS, *ALIASES, *DROPOUT,
+    *ARITHMETIC, *FUNCTIONS, *CONDITIONS, *NUMERIC, *CASTS, *REDUCTIONS, *FURTHER,
+    *FUSED, *PRODUCTS, *VIEWS, *ALIASES, *DROPOUT,
     *samples_moving.SAMPLES,
 ]  # fmt: skip
 DIFFERENTIABLE = [s for s in SAMPLES if s.differentiable]

@@ -12,7 +12,8 @@ import tgrad
 from tests import sampling
 from tests.sampling import Case, Input, Sample
 from tgrad.ops import joining, library, movement, places, reduce, sorting, views
-from tgrad.ops.indexing import embedding
+from tgrad.ops.classes import embedding
+
 
 def case(id: str, *shapes: tuple[int, ...], length: int = 1, **rest: Any) -> Case:
     """As in tests/sampling.py, of shapes that need not broadcast."""
@@ -40,17 +41,20 @@ PLACES = [
             case("sliced", (5, 7, 3), (4, 2, 3), ways="sliced sliced"), case("empty", (5, 7), (0, 3)),
             case("expanded", (5, 7), (5, 9), ways="expanded", length=9), case("one", (1, 7), (1, 1)))),
     Sample(places.get_op, lambda x, i: x.index_select(1, i), lambda x, i: x.index_select(1, i), (Input(), below(5)),
-           (case("odd", (3, 5, 7), (8,), length=8), case("transposed", (3, 5), (4,), ways="transposed sliced", length=4),
+           (case("odd", (3, 5, 7), (8,), length=8), case("transposed", (3, 5), (4,), ways="transposed sliced",
+               length=4),
             case("empty", (3, 5), (0,))), label="index_select"),
     Sample(places.get_op, lambda x, i: tgrad.take(x, i), torch.take, (Input(), below(35, -35)),
            (case("odd", (5, 7), (3, 4), length=12), case("transposed", (5, 7), (9,), ways="transposed", length=9)),
            label="take"),
     Sample(places.get_op, lambda x, i: tgrad.take_along_dim(x, i, 0), lambda x, i: torch.take_along_dim(x, i, 0),
-           (Input(), below(5, -5)), (case("odd", (5, 7), (2, 7), length=4), case("broadcast", (5, 1), (2, 7), length=14)),
+           (Input(), below(5, -5)), (case("odd", (5, 7), (2, 7), length=4),
+               case("broadcast", (5, 1), (2, 7), length=14)),
            label="take_along_dim"),
     Sample(places.get_op, lambda x, i, j: x[i, :, j], lambda x, i, j: x[i, :, j],
            (Input(), below(5, -5), below(3, -3)),
-           (case("odd", (5, 7, 3), (4,), (2, 1), length=8), case("sliced", (5, 7, 3), (4,), (), ways="sliced", length=4),
+           (case("odd", (5, 7, 3), (4,), (2, 1), length=8), case("sliced", (5, 7, 3), (4,), (), ways="sliced",
+               length=4),
             case("empty", (5, 0, 3), (2,), (2,))), label="x[i, :, j]"),
     Sample(places.get_op, lambda x, m: x[m > 0], lambda x, m: x[m > 0], (Input(), below(3, -2)),
            (case("odd", (5, 7), (5, 7)), case("broadcast", (5, 7), (5,)),
@@ -61,7 +65,8 @@ PLACES = [
            lambda g, i: torch.zeros(5, 7, dtype=g.dtype).scatter_add(0, i, g), (Input(), below(5)),
            (case("odd", (4, 7), (4, 7), length=4), case("transposed", (3, 5), (3, 5), ways="transposed", length=3)),
            scale=1, integers=False),
-    Sample(places.put_op, lambda x, i, v: tgrad.scatter(x, 0, i, v), lambda x, i, v: torch.scatter(x, 0, i, v[: i.shape[0], : i.shape[1]]),
+    Sample(places.put_op, lambda x, i, v: tgrad.scatter(x, 0, i, v), lambda x, i,
+        v: torch.scatter(x, 0, i, v[: i.shape[0], : i.shape[1]]),
            (Input(), order(), Input()),
            (case("odd", (5, 7), (3, 6), (3, 7)), case("transposed", (5, 7), (4, 7), (4, 7), ways="transposed sliced"),
             case("sliced", (5, 3), (2, 3), (2, 3), ways="sliced plain expanded"))),
@@ -69,14 +74,16 @@ PLACES = [
            (Input(), order(), Input()), (case("odd", (3, 5, 7), (4,), (3, 4, 7)),), label="index_copy"),
     Sample(places.put_op, lambda x, i: tgrad.index_fill(x, 0, i, 2), lambda x, i: torch.index_fill(x, 0, i, 2),
            (Input(), below(5, -5)), (case("odd", (5, 7), (3,)),), label="index_fill"),
-    Sample(places.put_op, lambda x, i, j, v: tgrad.index_put(x, (i, j), v), lambda x, i, j, v: torch.index_put(x, (i, j), v),
+    Sample(places.put_op, lambda x, i, j, v: tgrad.index_put(x, (i, j), v), lambda x, i, j,
+        v: torch.index_put(x, (i, j), v),
            (Input(), order(), order(-1), Input()),
            (case("odd", (5, 7), (4,), (4,), (4,)), case("broadcast", (5, 7, 3), (4,), (4,), (1, 3), length=4),
             case("transposed", (5, 7), (3, 1), (1, 4), (3, 4), ways="transposed")), label="index_put"),
     Sample(places.accumulate_op, lambda x, i, v: tgrad.scatter_add(x, 1, i, v),
            lambda x, i, v: torch.scatter_add(x, 1, i, v[:, : i.shape[1]]), (Input(), below(7), Input()),
            (case("odd", (5, 7), (5, 4), (5, 6), length=5),
-            case("transposed", (5, 7), (4, 9), (4, 9), ways="transposed sliced", length=10)), scale=1, label="scatter_add"),
+            case("transposed", (5, 7), (4, 9), (4, 9), ways="transposed sliced", length=10)), scale=1,
+            label="scatter_add"),
     Sample(places.accumulate_op, lambda x, i, v: tgrad.index_add(x, 0, i, v, alpha=2),
            lambda x, i, v: torch.index_add(x, 0, i, v, alpha=2), (Input(), below(5), Input()),
            (case("odd", (5, 7), (9,), (9, 7), length=10),), scale=8, label="index_add"),
@@ -93,7 +100,7 @@ PLACES = [
 # --- joining and movement --------------------------------------------------------------------------------------------
 def moved(op: Any, name: str, *cases: Case, **rest: Any) -> Sample:
     """A method of one tensor."""
-    call = lambda x, args=(), kwargs={}: getattr(x, name)(*args, **kwargs)  # noqa: B006
+    call = lambda x, args=(), kwargs={}: getattr(x, name)(*args, **kwargs)
     return Sample(op, call, call, (Input(),), cases, **{"label": name, **rest})
 
 
@@ -104,8 +111,10 @@ def joined(name: str, *cases: Case, **settings: Any) -> Sample:
 
 
 MOVEMENT = [
-    joined("cat", case("odd", (3, 5), (3, 2), (3, 7)), case("transposed", (5, 3), (5, 1), (5, 2), ways="transposed sliced"),
-           case("empty", (3, 5), (3, 0), (0,)), case("rotated", (3, 5, 7), (3, 1, 7), (3, 2, 7), ways="rotated expanded"),
+    joined("cat",
+        case("odd", (3, 5), (3, 2), (3, 7)), case("transposed", (5, 3), (5, 1), (5, 2), ways="transposed sliced"),
+           case("empty", (3, 5), (3, 0), (0,)), case("rotated", (3, 5, 7), (3, 1, 7), (3, 2, 7),
+               ways="rotated expanded"),
            dim=1),
     joined("stack", case("odd", (5, 7), (5, 7), (5, 7)), case("scalar", (), (), ()),
            case("transposed", (5, 7), (5, 7), (5, 7), ways="transposed"), dim=-1),
@@ -117,11 +126,13 @@ MOVEMENT = [
     moved(movement.flip_op, "flip", case("odd", (3, 5, 7), args=(0, 2)), case("scalar", (), args=(0,)),
           case("transposed", (5, 7), ways="transposed", args=(0,)), case("empty", (0, 3), args=(1,)),
           case("sliced", (5, 3), ways="sliced", args=((0, -1),)), case("expanded", (5, 3), ways="expanded", args=(0,))),
-    moved(movement.triangle_op, "tril", case("odd", (3, 5, 7)), case("transposed", (5, 7), ways="transposed", args=(-2,)),
+    moved(movement.triangle_op, "tril", case("odd", (3, 5, 7)),
+        case("transposed", (5, 7), ways="transposed", args=(-2,)),
           case("empty", (0, 3)), case("far", (5, 7), args=(9,))),
     moved(movement.triangle_op, "triu", case("odd", (3, 5, 7), args=(1,)), case("sliced", (5, 3), ways="sliced"),
           case("far", (5, 7), args=(-9,))),
-    moved(movement.diagonal_op, "diagonal", case("odd", (5, 7)), case("transposed", (5, 7), ways="transposed", args=(2,)),
+    moved(movement.diagonal_op, "diagonal", case("odd", (5, 7)),
+        case("transposed", (5, 7), ways="transposed", args=(2,)),
           case("low", (3, 5, 7), ways="rotated", args=(-2, 1, 2)), case("outside", (5, 7), args=(9,)),
           case("swapped", (3, 5, 7), args=(1, 2, 0))),
     moved(movement.diagonal_op, "diag", case("odd", (5, 7), args=(1,)), case("vector", (5,), args=(-2,))),
@@ -131,20 +142,23 @@ MOVEMENT = [
             case("cut", (5, 7), p=(-2, 3, 1, -1), v=-1), case("empty", (0, 3), p=(1, 1, 2, 0), v=2),
             case("whole", (5, 7), p=()))),
     moved(views.view_op, "unflatten", case("odd", (3, 12), args=(1, (2, -1))), label="unflatten"),
-    moved(reduce.expand_op, "repeat", case("odd", (5, 7), args=(2, 1, 3), length=6), case("scalar", (), args=(2, 2), length=4),
+    moved(reduce.expand_op, "repeat", case("odd", (5, 7), args=(2, 1, 3), length=6),
+        case("scalar", (), args=(2, 2), length=4),
           case("zero", (5, 7), args=(0, 1)), case("once", (5, 7), args=(1, 1)),
           case("sliced", (5, 3), ways="sliced", args=(2, 2), length=4), label="repeat"),
     moved(reduce.expand_op, "tile", case("odd", (5, 7), args=(2,), length=2), label="tile"),
     moved(reduce.expand_op, "repeat_interleave", case("odd", (5, 7), args=(2, 0), length=2),
           case("flat", (5, 7), ways="transposed", args=(3,), length=3), case("once", (5, 7), args=(1, 1))),
-    moved(views.permute_op, "movedim", case("odd", (3, 5, 7), args=(0, -1)), case("two", (3, 5, 7), args=((2, 0), (0, 1)))),
+    moved(views.permute_op, "movedim", case("odd", (3, 5, 7), args=(0, -1)),
+        case("two", (3, 5, 7), args=((2, 0), (0, 1)))),
     moved(views.transpose_op, "swapaxes", case("odd", (3, 5, 7), args=(0, -1))),
     moved(views.view_op, "ravel", case("odd", (5, 7)), case("transposed", (5, 7), ways="transposed")),
     moved(reduce.expand_op, "broadcast_to", case("odd", (5, 1), args=((2, 5, 7),), length=14)),
 ]  # fmt: skip
 SORTING = [
     Sample(sorting.sort_op, lambda x, dim=-1, descending=False: tgrad.sort(x, dim, descending)[0],
-           lambda x, dim=-1, descending=False: torch.sort(x, dim=dim, descending=descending, stable=True)[0], (Input(),),
+           lambda x, dim=-1, descending=False: torch.sort(x, dim=dim, descending=descending, stable=True)[0],
+           (Input(),),
            (case("odd", (5, 7)), case("transposed", (5, 7), ways="transposed", dim=0, descending=True),
             case("rotated", (3, 5, 7), ways="rotated", dim=1), case("empty", (0, 3)), case("empty-dim", (3, 0)),
             case("one", (5, 1)), case("scalar", ()), case("long", (2, 1031), length=1031, descending=True),

@@ -59,6 +59,7 @@ def _lse(f):
     return lambda x, dim=None, **rest: f(x, dim=tuple(range(x.ndim)) if dim is None else dim, **rest)
 
 
+ORDERS = (2, 1, 0, 0.5, 1.5, 3, math.inf, -math.inf)
 HIGHEST = tuple((x,) for x in (9.0, 9.0, -9.0, 9.0, -9.0))
 FURTHER = [
     Sample(truth.any_op, tgrad.any, torch.any, (UNSIGNED,), (*ALL_DIMS, *EMPTY), label="any"),
@@ -80,7 +81,7 @@ FURTHER = [
              factor=4, scale=4, back_factor=8, back_scale=4, label=op.name + label)
       for op in (s.var_op, s.std_op) for label, rest in (("", {}), ("-biased", {"correction": 0}))),
     *(Sample(s.norm_op, _norm(order), _torch_norm(order), (Input(nonzero, order != 0),), ALL_DIMS, factor=8,
-             scale=4, back_factor=32, back_scale=4, label=f"norm-{order}") for order in (2, 1, 0, 0.5, 1.5, 3, math.inf, -math.inf)),
+             scale=4, back_factor=32, back_scale=4, label=f"norm-{order}") for order in ORDERS),
     Sample(s.norm_op, _norm(2), _torch_norm(2), (Input(),), EMPTY, label="norm-empty", back_factor=4),
     Sample(s.logsumexp_op, _lse(tgrad.logsumexp), _lse(torch.logsumexp), (Input(),), (*ALL_DIMS, *EMPTY), factor=4,
            scale=4, back_factor=8, back_scale=2),

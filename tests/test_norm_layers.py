@@ -22,7 +22,7 @@ LAYERS = [
     (lambda n: n.RMSNorm(4), [(3, 4), (2, 3, 4)]),
     (lambda n: n.RMSNorm((3, 4), eps=1e-3), [(2, 3, 4)]),
     (lambda n: n.RMSNorm(4, elementwise_affine=False), [(3, 4)]),
-    (lambda n: n.GroupNorm(3, 6), [(2, 6), (2, 6, 5), (2, 6, 3, 2)]),
+    (lambda n: n.GroupNorm(3, 6), [(2, 6, 5), (2, 6, 3, 2)]),
     (lambda n: n.GroupNorm(1, 6, eps=1e-3), [(2, 6, 5)]),
     (lambda n: n.GroupNorm(6, 6, affine=False), [(2, 6, 5)]),
     (lambda n: n.BatchNorm2d(3), [(2, 3, 4, 5)]),
@@ -84,7 +84,7 @@ def test_second_derivatives():
 def test_the_input_and_two_numbers_a_row_are_kept():
     x = T.randn(16, 64, requires_grad=True)
     out = F.layer_norm(x, (64,))
-    kept = {entry.storage: entry.nbytes for entry in T.autograd.graph.saved(out)}
+    kept = {entry.storage_id: entry.storage_bytes for entry in T.autograd.graph.saved(out)}
     assert sum(kept.values()) == x.nbytes + 2 * 16 * 4
 
 

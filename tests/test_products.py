@@ -12,7 +12,8 @@ EQUATIONS = [
     ("i,i->", (3,), (3,)), ("ij->", (3, 4)), ("ij->ji", (3, 4)), ("ji", (3, 4)), ("ij->j", (3, 4)), ("ii->i", (4, 4)),
     ("ii", (4, 4)), ("iij->j", (3, 3, 2)), ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)), ("bhqd,bhkd->bhqk", (2, 2, 3, 4),
     (2, 2, 5, 4)), ("...ij,...jk->...ik", (2, 3, 4), (4, 5)), ("...ij,...jk", (2, 1, 3, 4), (3, 4, 5)),
-    ("i...->...", (3, 4, 5)), ("...,i->...i", (2, 3), (4,)), ("ij,ij->ij", (3, 4), (3, 4)), ("ij,ij->i", (3, 4), (3, 4)),
+    ("i...->...", (3, 4, 5)), ("...,i->...i", (2, 3), (4,)),
+    ("ij,ij->ij", (3, 4), (3, 4)), ("ij,ij->i", (3, 4), (3, 4)),
     ("ij,jk,kl->il", (2, 3), (3, 4), (4, 5)), ("ij,ik,il->jkl", (2, 3), (2, 4), (2, 5)), ("ij,k->i", (3, 4), (5,)),
     ("ijk,ik->j", (2, 3, 4), (2, 4)), ("ij , jk -> ik", (0, 4), (4, 5)), ("ij,jk->ik", (3, 0), (0, 5)),
     ("ij,jk->ik", (3, 1), (4, 5)), ("bi,bi->b", (1, 3), (4, 3)), ("aab,bc->ac", (3, 3, 2), (2, 4)), (",->", (), ()),
@@ -82,7 +83,8 @@ def test_beta_zero_ignores_the_input():
 @pytest.mark.parametrize("call, words", [
     (lambda o: tgrad.dot(o(3), o(2, 2)), "1D tensors expected, but got 1D and 2D"),
     (lambda o: tgrad.dot(o(3), o(4)), "inconsistent tensor size"), (lambda o: tgrad.mv(o(3, 4), o(3)), "size mismatch"),
-    (lambda o: tgrad.outer(o(3, 3), o(3)), "must be a 1D tensor"), (lambda o: tgrad.addmm(o(9), o(3, 4), o(4, 5)), "expand"),
+    (lambda o: tgrad.outer(o(3, 3), o(3)), "must be a 1D tensor"),
+    (lambda o: tgrad.addmm(o(9), o(3, 4), o(4, 5)), "expand"),
     (lambda o: tgrad.addmm(o(5), o(3, 4), o(3, 5)), "cannot be multiplied"),
     (lambda o: tgrad.addmm(o(5).double(), o(3, 4), o(4, 5)), "one dtype"),
 ])  # fmt: skip

@@ -141,6 +141,27 @@ def binary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def ternary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """`dispatch` for an op of three tensors and no settings, with one result, written out. See `unary`."""
+    plans = op.plans
+
+    def call(a: Any, b: Any, c: Any) -> Any:
+        try:
+            plan = plans[a.layout, b.layout, c.layout]
+        except (KeyError, AttributeError):
+            return otherwise(a, b, c)
+        if observer is not None or len(plan.outs) != 1:
+            return otherwise(a, b, c)
+        mode = current()
+        out = empty(plan.out, mode.inference)
+        plan.launch(out.ptr, a.ptr, b.ptr, c.ptr)  # type: ignore[misc]
+        if mode.record:
+            record(plan, (a, b, c), (out,))
+        return out
+
+    return call
+
+
 def brought_near(args: Sequence[Any]) -> Sequence[Any]:
     """`args` with 0-dim CPU tensors copied to the compute device, where the other tensors are; else `args` itself."""
     tensors = [a for a in args if isinstance(a, Tensor)]

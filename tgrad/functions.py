@@ -7,7 +7,7 @@ from typing import Any
 
 from tgrad import activations, arithmetic, dtypes
 from tgrad.arguments import Number, binary, operand, unary
-from tgrad.ops import library, extremes, matmul, pointwise as p, products, reduce, scan, statistics, truth, views
+from tgrad.ops import extremes, library, matmul, pointwise as p, products, reduce, scan, statistics, truth, views
 from tgrad.ops.softmax import log_softmax, softmax
 from tgrad.tensor import Tensor
 

@@ -1,3 +1,3 @@
 """The part of `torch.linalg` that needs no factorisation: vector norms."""
 
-from tgrad.ops.statistics import norm as norm, vector_norm as vector_norm
+from tgrad.ops.statistics import vector_norm as vector_norm

@@ -14,9 +14,8 @@ from tgrad.functions import BINARY, FUNCTIONS, NO_METHODS, UNARY, scaled
 from tgrad.graph import Node
 from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.inplace import write
-from tgrad.layout import may_overlap_itself
 from tgrad.operators import Arithmetic
-from tgrad.ops import advanced, library, creation, pointwise as p, reduce, views
+from tgrad.ops import advanced, creation, library, pointwise as p, reduce, views
 from tgrad.ops.transfer import convert, copy_into
 from tgrad.tensor import INFERENCE, NO_GRAD, Tensor, Version, make
 

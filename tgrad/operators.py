@@ -68,6 +68,8 @@ class Arithmetic:
         return matmul.matmul(self, other) if isinstance(other, Tensor) else NotImplemented  # type: ignore[arg-type]
 
     def __invert__(self) -> Tensor:
+        if self.dtype.is_floating_point:  # type: ignore[attr-defined]
+            raise TypeError("~ (operator.invert) is only implemented on integer and Boolean-type tensors")
         return FUNCTIONS["bitwise_not"](self)
 
     def __floordiv__(self, other: Any) -> Any:

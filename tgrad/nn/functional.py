@@ -37,7 +37,7 @@ from tgrad.nn.losses import (
 )
 from tgrad.ops import creation, norm, pointwise as p, reduce, softmax as rows
 from tgrad.ops.attention import scaled_dot_product_attention
-from tgrad.ops.indexing import embedding, one_hot
+from tgrad.ops.classes import embedding, one_hot
 from tgrad.ops.matmul import linear
 from tgrad.ops.row_norm import group_norm, layer_norm, rms_norm
 from tgrad.tensor import Tensor

@@ -10,7 +10,7 @@ from tgrad.nn import init
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.ops import creation
-from tgrad.ops.indexing import embedding
+from tgrad.ops.classes import embedding
 from tgrad.tensor import Tensor
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from tgrad import dtypes, modes
 from tgrad.aliasing import wants_grad
 from tgrad.layout import broadcast_shapes, may_overlap_itself
-from tgrad.ops import creation
-from tgrad.ops.indexing import INDEX, _found
+from tgrad.ops import creation, pointwise as p
+from tgrad.ops.indexing import INDEX
+from tgrad.ops.masks import _found
 from tgrad.ops.places import accumulate_op, get_op, joined, outside, put_op, region, write_places
 from tgrad.ops.reduce import expand
 from tgrad.ops.transfer import copy_into
@@ -74,9 +75,7 @@ def index_put_(self: Tensor, indices: Sequence[Tensor | None], values: Tensor, a
     return self
 
 
-def index_put(
-    input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
-) -> Tensor:
+def index_put(input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
     """A copy of input with values at, or with `accumulate` added at, input[indices]."""
     dims, at, index, shape = _places(input, _listed(input, indices))
     value = _fit(input, values, shape)
@@ -125,13 +124,14 @@ def _index_tensor(k: Any) -> Any:
 
 def _split(x: Tensor, parts: tuple) -> tuple[Tensor, dict[int, Tensor]]:
     """The view that the basic part of a key makes, and the index tensors by the view's dimension they begin at."""
-    items = [k if type(k) in _BASIC and not isinstance(k, bool) else _index_tensor(k) for k in parts]
+    items: list[Any] = [k if type(k) in _BASIC and not isinstance(k, bool) else _index_tensor(k) for k in parts]
     used = sum(_width(k) for k in items)
     if used > x.ndim:
         raise IndexError(f"too many indices for tensor of dimension {x.ndim}")
     if sum(1 for k in items if k is Ellipsis) > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
-    view, dim, indices = x, 0, {}
+    view, dim = x, 0
+    indices: dict[int, Tensor] = {}
     for k in items:
         if k is None:
             view = unsqueeze_op(view, dim=dim)
@@ -162,7 +162,8 @@ def _width(k: Any) -> int:
 
 def _listed(x: Tensor, indices: Sequence[Any]) -> dict[int, Tensor]:
     """The indices of index_put by dimension."""
-    found, dim = {}, 0
+    found: dict[int, Tensor] = {}
+    dim = 0
     for k in indices:
         if k is None:
             dim += 1
@@ -194,10 +195,10 @@ def _places(x: Tensor, indices: dict[int, Tensor]) -> tuple[tuple[int, ...], int
         for d, n in enumerate(k.shape):
             if n != x.shape[dim + d]:
                 raise IndexError(
-                    f"The shape of the mask {list(k.shape)} at index {d} does not match the shape of the indexed tensor "
-                    f"{list(x.shape)} at index {dim + d}"
+                    f"The shape of the mask {list(k.shape)} at index {d} does not match the shape of the indexed "
+                    f"tensor {list(x.shape)} at index {dim + d}"
                 )
-        mask = k if k.dtype is dtypes.bool_ else k != 0
+        mask = k if k.dtype is dtypes.bool_ else p.ne(k, 0)
         for d, one in enumerate(unbind(_found(mask, tuple(k.shape)), 1)):
             flat[dim + d] = one
     dims = tuple(sorted(flat))
@@ -262,8 +263,8 @@ def _fit(x: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         fits = False
     if not fits:
         raise RuntimeError(
-            f"shape mismatch: value tensor of shape {list(value.shape)} cannot be broadcast to indexing result of shape "
-            f"{list(shape)}"
+            f"shape mismatch: value tensor of shape {list(value.shape)} cannot be broadcast to indexing result of "
+            f"shape {list(shape)}"
         )
     return value if tuple(value.shape) == shape else expand(value, *shape) if shape else reshape(value, ())
 
@@ -276,5 +277,3 @@ def _write(x: Tensor, indices: dict[int, Tensor], value: Tensor, accumulate: boo
     if not value.numel() and not (modes.current().record and wants_grad(x)):
         return
     write_places(accumulate_op if accumulate else put_op, x, index, value, dims, at)
-
-

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 from tgrad import dtypes
 from tgrad.device import compute
 from tgrad.dispatch import dispatch
+from tgrad.kernels import reduce
 from tgrad.kernels.extreme import prepare_extreme
 from tgrad.kernels.launch import Launch
-from tgrad.layout import Layout, collapse, layout, wrap_dim
+from tgrad.layout import Layout, collapse, layout, numel, wrap_dim
 from tgrad.op import Kernel
 from tgrad.ops import pointwise as p
 from tgrad.ops.creation import arange
 from tgrad.ops.reduce import _back, amax_op, amin_op, reduced_shape
 from tgrad.ops.views import reshape
+from tgrad.storage import Storage
 from tgrad.tensor import Tensor
 
 
@@ -45,11 +47,29 @@ def _build(kind: str) -> Any:
         go = collapse([shape[d] for d in dims], [[strides[d] for d in dims]])
         if not go[0]:
             go = (1,), [(0,)]
-        return [values, indices], prepare_extreme(
-            kind, (x.dtype.triton, dtypes.accumulator(x.dtype).triton), (stay[0], tuple(stay[1][0])),
-            (go[0], tuple(go[1][0])), aligned=x.layout.aligned, wide=builtins.max(x.layout.extent, x.numel()) >= 2**31,
-            name=kind,
+        m, n = numel(stay[0]), numel(go[0])
+        block = reduce.tile(m, n, across=bool(stay[1][0]) and stay[1][0][-1] == 1)
+        pieces = reduce.chunks(m, n, *block)
+        types = (x.dtype.triton, dtypes.accumulator(x.dtype).triton)
+        wide = builtins.max(x.layout.extent, x.numel()) >= 2**31
+        first = prepare_extreme(
+            kind, types, (stay[0], tuple(stay[1][0])), (go[0], tuple(go[1][0])), pieces=pieces, block=block,
+            placed=False, aligned=x.layout.aligned, wide=wide, name=kind,
         )  # fmt: skip
+        if pieces == 1:
+            return [values, indices], first
+        second = prepare_extreme(
+            kind, types, ((m,), (1,)), ((pieces,), (m,)), pieces=1, block=reduce.tile(m, pieces, across=True),
+            placed=True, aligned=True, wide=wide, name=kind,
+        )  # fmt: skip
+
+        def launch(to: int, at: int, source: int) -> None:
+            partial, places = (Storage(pieces * m * size, compute) for size in (x_itemsize, 8))
+            first(partial.ptr, places.ptr, source)
+            second(to, at, partial.ptr, places.ptr)
+
+        x_itemsize = x.dtype.itemsize
+        return [values, indices], launch
 
     return build
 

@@ -1,4 +1,4 @@
-"""Indexing by name: gather and scatter, index_select and its writes, masks, nonzero, embedding.
+"""Indexing by name: gather and scatter, index_select and its writes.
 
 An index out of range raises on the CPU. On a GPU, where looking would stop the queue, it touches no memory: what is
 read there is 0, what is written is dropped.
@@ -10,15 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tgrad import dtypes
-from tgrad.device import compute
-from tgrad.inplace import write
-from tgrad.kernels.indexing import prepare_compact, prepare_count
-from tgrad.kernels.launch import COMPILE_ONLY
-from tgrad.layout import broadcast_shapes, numel, wrap_dim
-from tgrad.ops import creation, pointwise as p
-from tgrad.ops.places import accumulate_op, extremes, get_op, number, outside, put_op, region, write_places
+from tgrad.layout import broadcast_shapes, wrap_dim
+from tgrad.ops import pointwise as p
+from tgrad.ops.places import accumulate_op, get_op, number, outside, put_op, region, write_places
 from tgrad.ops.reduce import expand
-from tgrad.ops.views import contiguous, reshape, slice_op, unbind, view_op
+from tgrad.ops.views import contiguous, reshape, slice_op, view_op
 from tgrad.tensor import Tensor
 
 INDEX = (dtypes.int64, dtypes.int32)
@@ -80,8 +76,8 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
         return take(reshape(input, (-1,)), reshape(indices, (-1,)))
     if input.ndim != indices.ndim:
         raise RuntimeError(
-            f"torch.take_along_dim(): input and indices should have the same number of dimensions, but got {input.ndim} "
-            f"dimensions for input, and {indices.ndim} dimensions for indices"
+            "torch.take_along_dim(): input and indices should have the same number of dimensions, but got "
+            f"{input.ndim} dimensions for input, and {indices.ndim} dimensions for indices"
         )
     d = wrap_dim(dim, input.ndim)
     _index("take_along_dim", indices)
@@ -109,9 +105,6 @@ def _scatter_value(name: str, x: Tensor, index: Tensor, src: Any) -> Tensor:
     return src
 
 
-_REDUCTIONS = {"add": accumulate_op, None: put_op}
-
-
 def _scatter(name: str, op: Any) -> tuple[Callable, Callable]:
     """The function and its form in place."""
 
@@ -125,15 +118,19 @@ def _scatter(name: str, op: Any) -> tuple[Callable, Callable]:
         if not index.numel():
             return p.clone(input)
         if _flat(input, index):
-            return reshape(op(*(reshape(t, (-1,)) for t in (input, index, value)), dims=(0,), at=None), tuple(input.shape))
-        return op(input, index, value, dims=(d,), at=None)
+            return reshape(
+                op(*(reshape(t, (-1,)) for t in (input, index, value)), dims=(0,), at=None), tuple(input.shape)
+            )
+        return op(contiguous(input), index, value, dims=(d,), at=None)
 
     def in_place(self: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
         d, value = prepared(self, dim, index, src)
         if not index.numel():
             return self
         if _flat(self, index):
-            write_places(op, view_op(self, shape=(self.numel(),)), reshape(index, (-1,)), reshape(value, (-1,)), (0,), None)
+            write_places(
+                op, view_op(self, shape=(self.numel(),)), reshape(index, (-1,)), reshape(value, (-1,)), (0,), None
+            )
             return self
         return write_places(op, self, index, value, (d,), None)
 
@@ -246,7 +243,8 @@ def _fit_number(x: Tensor, value: Any, shape: tuple[int, ...]) -> Tensor:
     if isinstance(value, Tensor):
         if value.ndim:
             raise RuntimeError(
-                f"index_fill_ only supports a 0-dimensional value tensor, but got tensor with {value.ndim} dimension(s)."
+                "index_fill_ only supports a 0-dimensional value tensor, but got tensor with "
+                f"{value.ndim} dimension(s)."
             )
         return expand(p.cast(x.dtype)(value) if value.dtype is not x.dtype else value, *shape)
     return number(value, x, shape)
@@ -308,135 +306,5 @@ def take(input: Tensor, index: Tensor) -> Tensor:
     return get_op(input, index, dims=tuple(range(input.ndim)), at=0)
 
 
-# --- masks -----------------------------------------------------------------------------------------------------------
-def _fill_value(x: Tensor, mask: Any, value: Any) -> Any:
-    if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool_:
-        raise RuntimeError("masked_fill only supports boolean masks, but got mask with dtype "
-                           f"{getattr(mask, 'dtype', type(mask).__name__)}")  # fmt: skip
-    if isinstance(value, Tensor):
-        if value.ndim:
-            raise RuntimeError("masked_fill only supports a 0-dimensional value tensor, but got tensor with "
-                               f"{value.ndim} dimension(s).")  # fmt: skip
-        return p.cast(x.dtype)(value) if value.dtype is not x.dtype else value
-    if x.dtype is dtypes.bool_:
-        return bool(value)
-    return value if x.dtype.is_floating_point else int(value)
-
-
-def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """input with a value (a number or a 0-dim tensor) where mask is true; broadcast."""
-    return p.where(mask, _fill_value(input, mask, value), input)
-
-
-def masked_fill_(self: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """`masked_fill` in place."""
-    value = _fill_value(self, mask, value)
-    return write(p.where, self, (mask, value, self))
-
-
-def masked_select(input: Tensor, mask: Tensor) -> Tensor:
-    """The elements of input where mask is true, broadcast, in row-major order."""
-    if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool_:
-        raise RuntimeError("masked_select: expected BoolTensor for mask")
-    shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
-    places = positions(expand(mask, *shape) if shape else mask)
-    if not shape:
-        input = reshape(input, (1,))
-    return get_op(expand(input, *shape) if shape else input, places, dims=tuple(range(max(1, len(shape)))), at=0)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Where a bool tensor is true, counted in row-major order."""
-    return reshape(_found(mask, (mask.numel(),)), (-1,)) if mask.numel() else creation.empty(0, dtype=dtypes.int64)
-
-
-def _found(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The coordinates of the true elements of `mask`, taken to be of `shape`, a row for each."""
-    n = numel(shape)
-    if not n or not shape:
-        rows = 0 if not n or not mask.item() else 1
-        return creation.empty(rows, len(shape), dtype=dtypes.int64)
-    mask = contiguous(mask.detach())
-    launch, blocks = prepare_count(n)
-    counts = creation.empty(blocks, dtype=dtypes.int64)
-    launch(counts.ptr, mask.ptr)
-    each = [0] * (blocks - 1) + [n] if COMPILE_ONLY is not None else counts.tolist()
-    starts = [0]
-    for found in each:
-        starts.append(starts[-1] + found)
-    room = starts[-1]
-    out = creation.empty(room, len(shape), dtype=dtypes.int64)
-    if room:
-        first = creation.tensor(starts[:-1], dtype=dtypes.int64, device=compute)
-        prepare_compact(n, room, shape)(out.ptr, mask.ptr, first.ptr)
-    return out
-
-
-def nonzero(input: Tensor, *, out: Any = None, as_tuple: bool = False) -> Any:
-    """The coordinates of the elements that are not zero, a row of int64 for each; as_tuple: a vector per dimension.
-
-    The number of rows depends on the values: on a GPU this waits for them.
-    """
-    mask = input.detach()
-    mask = mask if mask.dtype is dtypes.bool_ else p.ne(mask, 0)
-    if as_tuple:
-        found = _found(mask, tuple(mask.shape)) if mask.ndim else _found(reshape(mask, (1,)), (1,))
-        return unbind(found, 1)
-    return _found(mask, tuple(mask.shape))
-
-
-def argwhere(input: Tensor) -> Tensor:
-    """As `nonzero`."""
-    return nonzero(input)
-
-
-# --- classes ---------------------------------------------------------------------------------------------------------
-def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """int64 zeros with a 1 at each class: shape (*tensor.shape, num_classes); -1: one more than the greatest.
-
-    Raises:
-        RuntimeError: not int64; a class is negative or too great (CPU); none to infer num_classes from.
-    """
-    if tensor.dtype is not dtypes.int64:
-        raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
-    found = extremes(tensor)
-    if tensor.numel() == 0 and num_classes <= 0:
-        raise RuntimeError("Can not infer total number of classes from empty tensor.")
-    if found is not None and found[0] < 0:
-        raise RuntimeError("Class values must be non-negative.")
-    if num_classes == -1:
-        num_classes = int(tensor._array().max()) + 1
-    elif found is not None and found[1] >= num_classes:
-        raise RuntimeError("Class values must be smaller than num_classes.")
-    classes = reshape(creation.arange(num_classes), (*(1,) * tensor.ndim, num_classes))
-    return p.cast(dtypes.int64)(p.eq(reshape(tensor, (*tensor.shape, 1)), classes))
-
-
-def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
-              norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False) -> Tensor:  # fmt: skip
-    """The rows of weight (classes, width) that input names: shape (*input.shape, width). padding_idx gets no gradient.
-
-    Raises:
-        IndexError: an index is out of range (CPU). RuntimeError: an option that is not supported.
-    """
-    for name, given in (("max_norm", max_norm is not None), ("scale_grad_by_freq", scale_grad_by_freq),
-                        ("sparse", sparse)):  # fmt: skip
-        if given:
-            raise RuntimeError(f"embedding: {name} is not supported")
-    _index("embedding", input)
-    if weight.ndim != 2:
-        raise RuntimeError("'weight' must be 2-D")
-    if outside(input, weight.shape[0], negative=False) is not None:
-        raise IndexError("index out of range in self")
-    rows = get_op(weight, input, dims=(0,), at=0)
-    if padding_idx is None or not weight.requires_grad:
-        return rows
-    if not -weight.shape[0] <= padding_idx < weight.shape[0]:
-        raise AssertionError("Padding_idx must be within num_embeddings")
-    padding = p.eq(reshape(input, (*input.shape, 1)), padding_idx % weight.shape[0])
-    return p.where(padding, rows.detach(), rows)
-
-
-BOTH = (gather, take_along_dim, scatter, scatter_add, index_select, index_add, index_copy, index_fill, take, masked_fill,
-        masked_select, nonzero, argwhere)  # fmt: skip
-IN_PLACE = (scatter_, scatter_add_, index_add_, index_copy_, index_fill_, masked_fill_)
+BOTH = (gather, take_along_dim, scatter, scatter_add, index_select, index_add, index_copy, index_fill, take)
+IN_PLACE = (scatter_, scatter_add_, index_add_, index_copy_, index_fill_)

@@ -80,11 +80,11 @@ def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> 
     Empty vectors, of shape (0,), go with any other shape.
 
     Raises:
-        RuntimeError: none are given, or their shapes do not fit. TypeError: one is no tensor.
+        RuntimeError: their shapes do not fit. ValueError: none are given. TypeError: one is no tensor.
     """
     tensors = list(tensors)
     if not tensors:
-        raise RuntimeError("torch.cat(): expected a non-empty list of Tensors")
+        raise ValueError("torch.cat(): expected a non-empty list of Tensors")
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise TypeError(f"expected Tensor as element {i} in argument 0, but got {type(t).__name__}")
@@ -195,7 +195,6 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
         for i, (t, n) in enumerate(zip(given, sizes, strict=True))
     ]
     if swap:
-        grids = [g.transpose(0, 1) for g in grids]  # type: ignore[attr-defined]
         grids[0], grids[1] = grids[1], grids[0]
     return tuple(grids)
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tgrad.ops import advanced, indexing, joining, movement, random, ranges, sorting
+from tgrad.ops import advanced, indexing, joining, masks, movement, random, ranges, sorting
 
 # Functions whose first argument is a tensor, which are methods too.
-BOTH: dict[str, Callable[..., Any]] = {
-    f.__name__: f
-    for theme in (indexing.BOTH, joining.BOTH, movement.BOTH, sorting.BOTH, random.BOTH)
-    for f in theme
-}
+_THEMES: tuple[Any, ...] = (indexing.BOTH, masks.BOTH, joining.BOTH, movement.BOTH, sorting.BOTH, random.BOTH)
+BOTH: dict[str, Callable[..., Any]] = {f.__name__: f for theme in _THEMES for f in theme}
 BOTH |= {**movement.ALIASES, "index_put": advanced.index_put}
 # Functions only.
 FREE: dict[str, Callable[..., Any]] = {**joining.FREE, **random.FREE, **ranges.FREE}
 # Methods only.
 METHODS: dict[str, Callable[..., Any]] = {
     **movement.METHODS, **ranges.METHODS, "index_put_": advanced.index_put_,
-    **{f.__name__: f for f in (*indexing.IN_PLACE, *random.IN_PLACE)},
+    **{f.__name__: f for f in (*indexing.IN_PLACE, *masks.IN_PLACE, *random.IN_PLACE)},
 }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tgrad import dtypes
 from tgrad.device import compute
+from tgrad.dispatch import ternary
 from tgrad.dtypes import TENSOR
 from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch
@@ -228,6 +229,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: sizes or dtypes do not match.
     """
+    return _known_linear(input, weight, bias)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     for name, x in (("input", input), ("weight", weight), *((("bias", bias),) if bias is not None else ())):
         if not isinstance(x, Tensor):
             raise TypeError(f"linear: {name} must be a Tensor, got {type(x).__name__}")
@@ -238,3 +243,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = numel(input.shape[:-1])
     out = linear_op(reshape(input, (rows, input.shape[-1])), weight, bias)
     return owned(view_op(out, shape=(*input.shape[:-1], weight.shape[0])))
+
+
+_known_linear = ternary(linear_op, _linear)

@@ -47,8 +47,8 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         inner = infer_size(tuple(sizes), input.shape[d])
     except RuntimeError:
         raise RuntimeError(
-            f"unflatten: Provided sizes {list(sizes)} don't multiply up to the size of dim {d} ({input.shape[d]}) in the "
-            "input tensor"
+            f"unflatten: Provided sizes {list(sizes)} don't multiply up to the size of dim {d} ({input.shape[d]}) in "
+            "the input tensor"
         ) from None
     return reshape(input, (*input.shape[:d], *inner, *input.shape[d + 1 :]))
 
@@ -64,6 +64,8 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
     Raises:
         RuntimeError: not as many sources as destinations, or one is named twice.
     """
+    if isinstance(source, int) is not isinstance(destination, int):
+        raise TypeError("movedim(): source and destination must both be ints, or both sequences of them")
     a = [wrap_dim(d, input.ndim) for d in ([source] if isinstance(source, int) else source)]
     b = [wrap_dim(d, input.ndim) for d in ([destination] if isinstance(destination, int) else destination)]
     if len(a) != len(b):
@@ -133,9 +135,7 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
     return _diagonal_grad(input, offset=diagonal, dim1=0, dim2=1, x_shape=(n, n))
 
 
-def as_strided(
-    input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
-) -> Tensor:
+def as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
     """A view of input's memory with any sizes and strides, from `storage_offset` elements of the storage on.
 
     Gradients flow through parts of input that no two elements of the view share, strides of 0 apart.
@@ -178,7 +178,9 @@ def _build_flip(x: Tensor, dims: tuple[int, ...]) -> tuple[list[Layout], Launch]
     return [out], lambda to, at: copy(to, at + skip)
 
 
-flip_op: Kernel = Kernel("flip", ("x",), _build_flip, {"x": lambda g, *, dims: flip_op(g, dims=dims)}, settings=("dims",))
+flip_op: Kernel = Kernel(
+    "flip", ("x",), _build_flip, {"x": lambda g, *, dims: flip_op(g, dims=dims)}, settings=("dims",)
+)
 
 
 def flip(input: Tensor, *dims: Any) -> Tensor:
@@ -202,9 +204,7 @@ def repeat(input: Tensor, *repeats: Any) -> Tensor:
     """
     times = _sizes(repeats)
     if len(times) < input.ndim:
-        raise RuntimeError(
-            "Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor"
-        )
+        raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor")
     if any(n < 0 for n in times):
         raise RuntimeError(f"Trying to create tensor with negative dimension: repeat {list(times)}")
     shape = (*(1,) * (len(times) - input.ndim), *input.shape)
@@ -220,9 +220,7 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
     return repeat(input, *(1,) * (input.ndim - len(times)), *times)
 
 
-def repeat_interleave(
-    input: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None
-) -> Tensor:
+def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
     """Each element (each slice of `dim`) several times in a row; repeats is a number or a vector of them.
 
     Raises:
@@ -280,7 +278,7 @@ pad_op = Kernel("constant_pad_nd", ("x", "value"), _build_pad, {"x": _unpad}, se
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """Elements of one value put around the last dimensions: (before, after) of the last, of the one before it, and so on.
+    """Elements of one value put around the last dimensions: (before, after) of the last one, of the one before it, ...
 
     A negative number cuts elements off.
 

@@ -183,6 +183,7 @@ def write_places(op: Kernel, target: Tensor, index: Tensor, value: Tensor, dims:
     Raises:
         RuntimeError: the write is refused, before anything is written.
     """
+
     def launch(out: Layout, places: Layout, values: Layout) -> Launch:
         return _put_launch(out, places, values, dims, at, op is accumulate_op)
 

@@ -141,7 +141,9 @@ def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[list[list[Any]], 
         out: list[Any] = [*before, *(range(-widest, 0) if dots else ()), *after]
         for n in before + after:
             if n not in every:
-                raise RuntimeError(f"einsum(): output subscript {n} does not appear in the equation for any input operand")
+                raise RuntimeError(
+                    f"einsum(): output subscript {n} does not appear in the equation for any input operand"
+                )
             if out.count(n) > 1:
                 raise RuntimeError(f"einsum(): output subscript {n} appears more than once in the output")
     else:
@@ -159,7 +161,9 @@ def _diagonals(x: Tensor, names: list[Any]) -> tuple[Tensor, list[Any]]:
     for n in kept:
         at = [d for d, name in enumerate(names) if name == n]
         if len({x.shape[d] for d in at}) > 1:
-            raise RuntimeError(f"einsum(): subscript {n} is repeated for dimensions of sizes {[x.shape[d] for d in at]}")
+            raise RuntimeError(
+                f"einsum(): subscript {n} is repeated for dimensions of sizes {[x.shape[d] for d in at]}"
+            )
         sizes.append(x.shape[at[0]])
         strides.append(sum(x.stride()[d] for d in at))
     return as_strided_op(x, shape=tuple(sizes), strides=tuple(strides), offset=0), kept
@@ -186,7 +190,7 @@ def _pair(a: Tensor, an: list[Any], b: Tensor, bn: list[Any], later: set) -> tup
         for n, s in zip(names, x.shape, strict=True):
             if size.get(n, 1) not in (1, s) and s != 1:
                 raise RuntimeError(
-                    f"einsum(): operands do not broadcast with remapped shapes: dimension {n} has sizes {size[n]} and {s}"
+                    f"einsum(): operands do not broadcast with remapped shapes: {n} has sizes {size[n]} and {s}"
                 )
             size[n] = s if size.get(n, 1) == 1 else size[n]
     whole = lambda x, names, n: n in names and (x.shape[names.index(n)] == size[n])

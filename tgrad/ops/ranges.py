@@ -46,7 +46,7 @@ def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: dty
     kind = dtype or dtypes.get_default_dtype()
     with modes.no_grad():
         t = p.cast(kind)(p.pow(float(base), linspace(start, end, steps, dtype=dtypes.float64)))
-        t = t.to(device=device)  # type: ignore[attr-defined]
+        t = t.to(device=device)
     return _tracked(t) if requires_grad else t
 
 
@@ -59,7 +59,9 @@ def empty_strided(size: Sequence[int], stride: Sequence[int], *, dtype: dtype | 
     """
     size, stride = _sizes((size,)), _sizes((stride,))
     if len(size) != len(stride):
-        raise RuntimeError(f"dimensionality of sizes ({len(size)}) must match dimensionality of strides ({len(stride)})")
+        raise RuntimeError(
+            f"dimensionality of sizes ({len(size)}) must match dimensionality of strides ({len(stride)})"
+        )
     if any(n < 0 for n in (*size, *stride)):
         raise RuntimeError(f"empty_strided: sizes and strides must not be negative, got {size} and {stride}")
     kind = dtypes.get_default_dtype() if dtype is None else dtype
@@ -73,12 +75,12 @@ def _triangle_indices(row: int, col: int, offset: int, upper: bool, kind: dtype 
     kind = kind or dtypes.int64
     if kind.category != dtypes.INTEGER:
         raise RuntimeError(f"tril_indices: not implemented for {kind!r}")
-    from tgrad.ops.indexing import nonzero
+    from tgrad.ops.masks import nonzero
 
     a, b = creation.arange(row), creation.arange(col)
-    distance = p.sub(b.reshape(1, -1), a.reshape(-1, 1))  # type: ignore[attr-defined]
+    distance = p.sub(b.reshape(1, -1), a.reshape(-1, 1))
     inside = p.ge(distance, offset) if upper else p.le(distance, offset)
-    found = nonzero(inside).t()  # type: ignore[attr-defined]
+    found = nonzero(inside).t()
     return found.contiguous().to(dtype=kind, device=device)
 
 

@@ -54,14 +54,6 @@ class Adagrad(Optimizer):
         state["sum"] = creation.full_like(p, group["initial_accumulator_value"])
         return state
 
-    def share_memory(self) -> None:
-        """PyTorch's, for several processes: not supported.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("Adagrad.share_memory: a state is not shared between processes")
-
     def update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p] or self._begin(p, group)
         count = count_step(state["step"])

@@ -41,6 +41,8 @@ class Optimizer:
         TypeError, ValueError: params is a tensor, is empty, or has something that cannot be optimised.
     """
 
+    _opt_called = False
+
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         if isinstance(params, Tensor):
             raise TypeError(
@@ -115,6 +117,7 @@ class Optimizer:
             What closure returned, or None.
         """
         loss = None
+        self._opt_called = True  # schedulers warn if it was not
         with modes.no_grad():
             if closure is not None:
                 with modes.enable_grad():
