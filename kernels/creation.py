@@ -88,7 +88,8 @@ def integers(out, seed, offset, low, width, n, TYPE: tl.constexpr, BLOCK: tl.con
 def exponential(out, seed, offset, mean, unused, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     """Exponential numbers of a mean, never 0."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    z = tl.maximum(-libm.log(1.0 - unit(bits(seed, offset, i))), 2.9802322387695312e-08)
+    z = -libm.log(1.0 - unit(bits(seed, offset, i)))
+    z = tl.where(z > 0, z, 2.9802322387695312e-08)
     tl.store(out + i, convert(z.to(mean.dtype) * mean, TYPE), mask=i < n)
 
 

@@ -18,41 +18,48 @@ ATOMIC = frozenset(("fp32", "fp64", "i32", "i64"))
 
 
 @triton.jit
-def target(where, index, index_strides, sizes, steps, total, mask, NDIM: tl.constexpr, K: tl.constexpr):
+def target(where, index, index_strides, sizes, steps, total, mask, NDIM: tl.constexpr, K: tl.constexpr,
+           WIDE: tl.constexpr):  # fmt: skip
     """The offset that the index of coordinates `where` means, and whether it is in range."""
     at = tl.load(index + offset(where, index_strides, NDIM), mask=mask, other=0).to(tl.int64)
     at = tl.where(at < 0, at + total, at)
     inside = mask & (at >= 0) & (at < total)
     at = tl.where(inside, at, 0)
+    if not WIDE:
+        at = at.to(tl.int32)
     return offset(coordinates(at, sizes, K), steps, K), inside
 
 
 @triton.jit
 def get(
     out, x, index, n, total, shape, x_strides, index_strides, sizes, steps,
-    NDIM: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    NDIM: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out[where] = x[where by x_strides, index[where] by steps]."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """out[where] = x[where by x_strides, index[where] by steps]. WIDE: offsets are 64-bit."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if WIDE:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n
     where = coordinates(i, shape, NDIM)
-    at, inside = target(where, index, index_strides, sizes, steps, total, mask, NDIM, K)
+    at, inside = target(where, index, index_strides, sizes, steps, total, mask, NDIM, K, WIDE)
     tl.store(out + i, tl.load(x + offset(where, x_strides, NDIM) + at, mask=inside, other=0), mask=mask)
 
 
 @triton.jit
 def put(
     out, index, value, n, total, shape, out_strides, index_strides, value_strides, sizes, steps,
-    TYPE: tl.constexpr, ADD: tl.constexpr, NDIM: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    TYPE: tl.constexpr, ADD: tl.constexpr, NDIM: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out[where by out_strides, index[where] by steps] = or += value[where].
 
-    Added atomically: floats that meet in one place are added in any order.
+    Added atomically: floats that meet in one place are added in any order. WIDE: offsets are 64-bit.
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if WIDE:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n
     where = coordinates(i, shape, NDIM)
-    at, inside = target(where, index, index_strides, sizes, steps, total, mask, NDIM, K)
+    at, inside = target(where, index, index_strides, sizes, steps, total, mask, NDIM, K, WIDE)
     v = convert(tl.load(value + offset(where, value_strides, NDIM), mask=inside, other=0), TYPE)
     to = out + offset(where, out_strides, NDIM) + at
     if ADD:
@@ -94,25 +101,26 @@ def triangle(out, x, n, rows, columns, diagonal, UPPER: tl.constexpr, BLOCK: tl.
 Walk = tuple[tuple[int, ...], list[tuple[int, ...]]]  # sizes, and strides over them for each operand
 
 
-def prepare_get(types: tuple[str, str], region: Walk, indexed: Walk, total: int, *, name: str) -> Launch:
+def prepare_get(types: tuple[str, str], region: Walk, indexed: Walk, total: int, *, wide: bool, name: str) -> Launch:
     """A launch of `get`; takes the result, x and the index.
 
     Args:
         types: Triton types of x and of the index.
         region: sizes of the result, strides of x and of the index over them.
         indexed: sizes of the indexed dimensions and x's strides over them; `total`: their product.
+        wide: whether some offset exceeds 31 bits.
     """
     (shape, (x, index)), (sizes, (steps,)) = region, indexed
     n = _numel(shape)
     block = _block(n)
     runtime = ("*" + types[0], "*" + types[0], "*" + types[1])
-    constexprs = {"NDIM": len(shape), "K": len(sizes), "BLOCK": block}
+    constexprs = {"NDIM": len(shape), "K": len(sizes), "WIDE": wide, "BLOCK": block}
     fixed = (n, total, shape, x, index, sizes, steps)
     return prepare(get, (triton.cdiv(n, block),), runtime, fixed, constexprs, name=name, aligned=False)
 
 
 def prepare_put(
-    types: tuple[str, str, str], region: Walk, indexed: Walk, total: int, *, add: bool, name: str
+    types: tuple[str, str, str], region: Walk, indexed: Walk, total: int, *, add: bool, wide: bool, name: str
 ) -> Launch:
     """A launch of `put`; takes the target, the index and the values.
 
@@ -120,12 +128,20 @@ def prepare_put(
         types: Triton types of the target, the index and the values; to be added to, the target's is in ATOMIC.
         region: sizes of the values, strides of the target, the index and the values over them.
         indexed: sizes of the indexed dimensions and the target's strides over them; `total`: their product.
+        wide: whether some offset exceeds 31 bits.
     """
     (shape, (out, index, value)), (sizes, (steps,)) = region, indexed
     n = _numel(shape)
     block = _block(n)
     runtime = tuple("*" + t for t in types)
-    constexprs = {"TYPE": TYPES[types[0]], "ADD": add, "NDIM": len(shape), "K": len(sizes), "BLOCK": block}
+    constexprs = {
+        "TYPE": TYPES[types[0]],
+        "ADD": add,
+        "NDIM": len(shape),
+        "K": len(sizes),
+        "WIDE": wide,
+        "BLOCK": block,
+    }
     fixed = (n, total, shape, out, index, value, sizes, steps)
     return prepare(put, (triton.cdiv(n, block),), runtime, fixed, constexprs, name=name, aligned=False)
 

@@ -73,7 +73,7 @@ def norm_backward(
     dx, g, x, means, rstds, weight, M, N, G, P, S,
     RMS: tl.constexpr, WEIGHT: tl.constexpr, TYPE: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """With h = (x - mean) * rstd and d = g * weight: (d - average(d) - h * average(d * h)) * rstd; RMS: average(d) 0."""
+    """With h = (x - mean) * rstd and d = g * weight: (d - mean(d) - h * mean(d * h)) * rstd; RMS: mean(d) is 0."""
     m = numbers(WIDE, BM)
     valid = m < M
     mean = tl.load(means + m, mask=valid, other=0).to(TYPE)

@@ -86,7 +86,7 @@ def merge(out, places, x, origin, n, N, RUN, STEPS, DESCENDING: tl.constexpr, BL
 def tile(n: int) -> tuple[int, int, int]:
     """(elements per program, length of the runs that are ranked, how many are compared with at once)."""
     if INTERPRET:
-        return max(2, min(triton.next_power_of_2(n), 1 << 14)), 32, 16
+        return max(2, min(triton.next_power_of_2(n), 1 << 16)), 16, 16
     return 64, 64, 16
 
 

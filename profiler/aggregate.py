@@ -63,6 +63,76 @@ def saved_by_source(saved: pd.DataFrame) -> pd.DataFrame:
     return order.drop(columns="first").reset_index(drop=True)
 
 
+def difference(before: pd.DataFrame, after: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Saved bytes and tensors by `keys` in two frames of saved tensors, where they differ, the largest change first.
+
+    Parameters and constants are left out: they are live with or without a graph. The changes add up to that of
+    graph_bytes, since a storage counts once, at the tensor that saved it first.
+
+    Returns:
+        Columns `keys`, then bytes_before, tensors_before, bytes_after, tensors_after and bytes_change.
+    """
+    sums = []
+    for given, when in ((before, "before"), (after, "after")):
+        mine = given[~given["category"].isin(("parameter", "constant"))]
+        grouped = mine.groupby(list(keys), sort=False, dropna=False)
+        found = grouped.agg(bytes=("charged_bytes", "sum"), tensors=("seq", "size"))
+        sums.append(found.rename(columns={c: f"{c}_{when}" for c in ("bytes", "tensors")}))
+    table = sums[0].join(sums[1], how="outer").fillna(0).astype("int64")
+    table["bytes_change"] = table["bytes_after"] - table["bytes_before"]
+    table = table[(table["bytes_change"] != 0) | (table["tensors_before"] != table["tensors_after"])]
+    order = table["bytes_change"].abs().sort_values(ascending=False, kind="stable").index
+    return table.loc[order].reset_index()
+
+
+# Each mode is explained as a difference from this one; if that was not measured, from the one measured before it.
+AGAINST = {
+    "no_grad": "grad", "inference_mode": "no_grad", "set_grad_enabled_false": "inference_mode",
+    "grad+checkpoint": "grad", "grad+save_on_cpu": "grad",
+}  # fmt: skip
+SOURCE = ("module", "op", "argument", "category", "shape", "dtype")
+
+
+def mode_changes(runs: pd.DataFrame, saved: pd.DataFrame) -> pd.DataFrame:
+    """How each mode differs from another: bytes and objects, a row for each (workload, mode) but the first.
+
+    Columns: workload, mode, against; graph_bytes, peak_bytes and nodes, each as the change; tensors_gone and
+    tensors_new, how many saved tensors one has and the other has not, with their bytes_gone and bytes_new; and
+    host_us_per_op in both, NaN where it was not measured.
+    """
+    rows = []
+    for workload, mine in runs.groupby("workload", sort=False):
+        by_mode = {r["mode"]: r for _, r in mine.iterrows()}
+        modes = list(by_mode)
+        for i, mode in enumerate(modes[1:], 1):
+            against = AGAINST.get(mode, modes[i - 1])
+            against = against if against in modes[:i] else modes[i - 1]
+            old, new = by_mode[against], by_mode[mode]
+            d = explain(saved, str(workload), against, mode)
+            gone, come = (d["bytes_change"] * sign for sign in (-1, 1))
+            tensors = d["tensors_after"] - d["tensors_before"]
+            rows.append({
+                "workload": workload, "mode": mode, "against": against,
+                **{f"{c}_change": int(new[c] - old[c]) for c in ("graph_bytes", "peak_bytes", "nodes")},
+                "tensors_gone": int(-tensors[tensors < 0].sum()), "bytes_gone": int(gone[gone > 0].sum()),
+                "tensors_new": int(tensors[tensors > 0].sum()), "bytes_new": int(come[come > 0].sum()),
+                "host_us_per_op_before": old["host_us_per_op"], "host_us_per_op_after": new["host_us_per_op"],
+            })  # fmt: skip
+    return pd.DataFrame(rows, columns=list(CHANGES))
+
+
+CHANGES = (
+    "workload", "mode", "against", "graph_bytes_change", "peak_bytes_change", "nodes_change", "tensors_gone",
+    "bytes_gone", "tensors_new", "bytes_new", "host_us_per_op_before", "host_us_per_op_after",
+)  # fmt: skip
+
+
+def explain(saved: pd.DataFrame, workload: str, against: str, mode: str) -> pd.DataFrame:
+    """Which saved tensors `mode` has and `against` has not, or the reverse: `difference` by SOURCE."""
+    mine = saved[saved["workload"] == workload]
+    return difference(mine[mine["mode"] == against], mine[mine["mode"] == mode], SOURCE)
+
+
 def saved_by_module(saved: pd.DataFrame, workload: str, mode: str = "grad") -> pd.DataFrame:
     """Bytes that the graph keeps by module and op (rows, in the order of the forward) and category (columns).
 

@@ -9,7 +9,7 @@ from tgrad.device import compute
 from tgrad.profiler import measure, output
 from tgrad.profiler.environment import environment
 from tgrad.profiler.errors import ProfilerError
-from tgrad.profiler.records import MODES
+from tgrad.profiler.records import ALL_MODES, MODES
 from tgrad.profiler.report import Report
 from tgrad.profiler.workloads import Options, Workload, make
 
@@ -34,13 +34,14 @@ def profile(
     seed: int = 0,
     out: str | os.PathLike | None = None,
     force: bool = False,
+    vs: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure workloads in grad modes.
 
     Args:
         workloads: names (`tutorial`, `digits`, `mlp`), `file.py:factory`, or Workload objects.
-        modes: any of `grad`, `no_grad`, `inference_mode`.
+        modes: any of ALL_MODES; `all` names every one.
         batch_size: rows of a batch; None: the workload's own.
         dtype: of parameters and inputs: float16, bfloat16, float32 or float64.
         device: `auto`, `cpu` or `cuda`. A process computes on one device: anything but that one is an error.
@@ -49,6 +50,7 @@ def profile(
         seed: of weights and data.
         out: a folder for the report's files; None writes nothing.
         force: replace the report that is in `out`.
+        vs: `torch` measures the same workloads in PyTorch as well, which takes workloads that have a twin.
         progress: told what is running.
 
     Returns:
@@ -60,13 +62,16 @@ def profile(
     """
     given = [workloads] if isinstance(workloads, (str, Workload)) else list(workloads)
     names = (modes,) if isinstance(modes, str) else tuple(modes)
+    names = ALL_MODES if names == ("all",) else names
     options = Options(batch_size, dtype, width, depth, seed)
     check(given, names, device, repeats, warmup)
+    if vs not in (None, "torch"):
+        raise ProfilerError(f"--vs: unknown engine '{vs}'; choose torch, or leave it out")
     _check_sizes(given, options)
     if out is not None:
         output.check(out, force)  # before minutes of measuring
     made = _distinct([make(w, options) for w in given])
-    total = sum(measure.steps(w.held, names, repeats, warmup) for w in made)
+    total = sum(0 if measure.is_torch_only(w) else measure.steps(w.held, names, repeats, warmup) for w in made)
     records, done = measure.Records(), 0
     for workload in made:
 
@@ -78,6 +83,10 @@ def profile(
 
         if progress is not None:
             progress(workload.name, done, total)
+        if vs == "torch" or measure.is_torch_only(workload):
+            records.extend(measure.twin(workload))
+        if measure.is_torch_only(workload):
+            continue
         found = measure.profile(workload, names, dtype=dtype, seed=seed, repeats=repeats, warmup=warmup, on_step=step)
         records.extend(found)
     report = Report(records, environment(seed), {w.name: w.about for w in made})
@@ -94,10 +103,10 @@ def check(workloads: Sequence[str | Workload], modes: Sequence[str], device: str
         if not isinstance(w, (str, Workload)):
             raise ProfilerError(f"a workload is a name or a Workload, got {type(w).__name__}")
     if not modes:
-        raise ProfilerError(f"--modes: none given; choose from {', '.join(MODES)}")
+        raise ProfilerError(f"--modes: none given; choose from {', '.join(ALL_MODES)}")
     for i, mode in enumerate(modes):
-        if mode not in MODES:
-            raise ProfilerError(f"--modes: unknown mode '{mode}'; choose from {', '.join(MODES)}")
+        if mode not in ALL_MODES:
+            raise ProfilerError(f"--modes: unknown mode '{mode}'; choose from {', '.join(ALL_MODES)}")
         if mode in modes[:i]:
             raise ProfilerError(f"--modes: '{mode}' is given twice; name each mode once")
     if not isinstance(repeats, int) or repeats < 1:

@@ -1,6 +1,7 @@
 """The `tgrad` command. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 2 the request was wrong or could not be carried out, 130 interrupted.
+Exit codes: 0 done, 1 a regression or a leak was found, 2 the request was wrong or could not be carried out, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ workloads:
   tutorial          PyTorch's no_grad tutorial: 100 outputs of Linear(1000, 1000), with their graph and without
   digits            an MLP 64-64-10 on scikit-learn's 1,797 images of digits
   mlp               a deep MLP; --width and --depth
-  file.py:factory   your own: factory() returns (model, example_input), (model, example_input, loss_fn) or a Workload
+  file.py:factory   your own: factory() returns (model, example_input), (model, example_input, loss_fn) or a Workload;
+                    with --vs torch a function torch_twin() beside it returns the same of PyTorch; if factory()
+                    returns a torch.nn.Module, PyTorch alone is profiled
 
 examples:
   tgrad profile tutorial
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     import tgrad
     from tgrad.profiler.api import REPEATS
-    from tgrad.profiler.records import MODES
+    from tgrad.profiler.records import ALL_MODES, MODES
 
     top = _Parser(prog="tgrad", description="Profile models on tgrad: what each grad mode costs, in bytes and time.")
     top.add_argument("--version", action="version", version=f"tgrad {tgrad.__version__}")
@@ -62,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "workloads", nargs="*", metavar="WORKLOAD", help="what to profile; tutorial, digits and mlp if left out"
     )
     p.add_argument(
-        "--modes", default=",".join(MODES), metavar="A,B", help=f"grad modes, by commas (default: {','.join(MODES)})"
-    )
+        "--modes", default=",".join(MODES), metavar="A,B",
+        help=f"modes, by commas, or all: {', '.join(ALL_MODES)} (default: the first three)",
+    )  # fmt: skip
     p.add_argument("--batch-size", type=_whole, metavar="N", help="rows of a batch (default: the workload's own)")
     p.add_argument("--dtype", default="float32", help="float16, bfloat16, float32 (the default) or float64")
     p.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu or cuda")
@@ -77,8 +81,12 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="write report.html, summary.md, CSV files and plots into this new folder"
     )
     p.add_argument("--force", action="store_true", help="replace the report that is in DIR")
+    p.add_argument("--vs", metavar="torch", help="measure the same model in PyTorch too, and set it beside")
     p.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else, on stdout")
     p.add_argument("--quiet", action="store_true", help="no progress, and no tables")
+    from tgrad.profiler import commands as others
+
+    others.add(commands)
     e = commands.add_parser("env", help="print versions, device and machine")
     e.add_argument("--json", action="store_true", help="as JSON")
     return top
@@ -125,6 +133,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _env(given.json)
     if given.command == "profile":
         return _profile(given, own_process=argv is None)
+    if given.command is not None:
+        return given.run(given)
     parser().print_help(sys.stderr)
     return USAGE
 
@@ -161,7 +171,7 @@ def _profile(given: argparse.Namespace, own_process: bool) -> int:
         report = profile(
             given.workloads or ["tutorial", "digits", "mlp"], modes, batch_size=given.batch_size, dtype=given.dtype,
             device=given.device, width=given.width, depth=given.depth, repeats=given.repeats, seed=given.seed,
-            out=given.out, force=given.force, progress=progress,
+            out=given.out, force=given.force, vs=given.vs, progress=progress,
         )  # fmt: skip
     if given.json:
         print(json.dumps(summary(report), indent=2))
@@ -180,6 +190,9 @@ def summary(report: Report) -> dict[str, Any]:
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in report.summary.to_dict("records")
     ]
+    if report.records.twins:
+        twins = json.loads(report.twins.to_json(orient="records"))
+        return {"runs": rows, "twins": twins, "in_words": report.sentences(), "environment": report.environment}
     return {"runs": rows, "in_words": report.sentences(), "environment": report.environment}
 
 
@@ -222,6 +235,7 @@ def show(report: Report) -> None:
 
     from tgrad.profiler import tables
     from tgrad.profiler.environment import INTERPRETED
+    from tgrad.profiler.records import MODES
 
     console = Console(highlight=False)
     # A table that is piped into a file is not cut to 80 columns.
@@ -234,7 +248,7 @@ def show(report: Report) -> None:
     for name in report.workloads:
         console.print(Text(name, style="bold"), Text(report.about.get(name, ""), style="dim"))
         runs = [run for _, run in report.runs[report.runs["workload"] == name].iterrows()]
-        for part in _parts(columns, runs, console.width):
+        for part in _parts(columns, runs, console.width) if runs else ():
             table = Table(show_edge=False, pad_edge=False, header_style="bold")
             table.add_column("mode", no_wrap=True)
             for c in part:
@@ -244,8 +258,21 @@ def show(report: Report) -> None:
                 table.add_row(mode, *(c.cell(run)[0] for c in part))
             console.print()
             console.print(table)
-        if interpreted:
+        if interpreted and runs:
             console.print(Text(f"forward, backward, host us/op: {INTERPRETED}", style="yellow"))
+        if not set(report.runs["mode"]) <= set(MODES):
+            table = Table(show_edge=False, pad_edge=False, header_style="bold")
+            for i, heading in enumerate(tables.CHANGE_HEADINGS):
+                table.add_column(heading, justify="left" if i < 2 else "right")
+            changes = report.mode_changes
+            for _, row in changes[changes["workload"] == name].iterrows():
+                table.add_row(*tables.change_cells(row))
+            console.print()
+            console.print(table)
+        if len(report.twins):
+            from tgrad.profiler.commands import show_twin
+
+            show_twin(console, report, name)
         console.print()
         console.print(sentences[name])
         console.print()

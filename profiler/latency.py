@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from tgrad import dispatch
 from tgrad.device import Timer, compute, synchronize
 from tgrad.kernels import launch
+from tgrad.profiler.contexts import entered, has_graph
 from tgrad.profiler.memory import (
-    CONTEXTS,
     clear_gradients,
     cotangents,
     gradients_put_back,
@@ -62,14 +62,14 @@ def timed(call: Callable[[], object]) -> tuple[object, Time]:
 
 def step(workload: Workload, mode: str) -> Iterator[tuple[str, Time]]:
     """("forward", its time) and, in mode grad, ("backward", its time) of one fresh batch."""
-    with CONTEXTS[mode]():
+    with entered(mode, workload.model):
         batch = make_batch(workload, mode)
         results, forward = timed(lambda: run_forward(workload, mode, batch))
     yield "forward", forward
-    roots = roots_of(results, workload) if mode == "grad" else []  # type: ignore[arg-type]
+    roots = roots_of(results, workload) if has_graph(mode) else []  # type: ignore[arg-type]
     if roots:
         gradients = cotangents(roots)
-        yield "backward", timed(lambda: run_backward(workload, roots, gradients))[1]
+        yield "backward", timed(lambda: run_backward(workload, roots, gradients, mode))[1]
     clear_gradients(workload.model)
 
 
@@ -141,17 +141,17 @@ def counting() -> Iterator[Callable[[], tuple[int, int]]]:
 def counts(workload: Workload, mode: str) -> dict[str, int]:
     """Ops dispatched and kernels launched by the forward and the backward of one batch: columns of a RunRecord."""
     with gradients_put_back(workload.model):
-        with CONTEXTS[mode]():
+        with entered(mode, workload.model):
             batch = make_batch(workload, mode)
             with counting() as ask:
                 results = run_forward(workload, mode, batch)
                 forward = ask()
-        roots = roots_of(results, workload) if mode == "grad" else []
+        roots = roots_of(results, workload) if has_graph(mode) else []
         backward = (0, 0)
         if roots:
             gradients = cotangents(roots)
             with counting() as ask:
-                run_backward(workload, roots, gradients)
+                run_backward(workload, roots, gradients, mode)
                 backward = ask()
     return {
         "forward_ops": forward[0], "forward_kernels": forward[1],

@@ -6,13 +6,15 @@ import datetime
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import tgrad
 from tgrad.device import compute
 from tgrad.kernels import launch
 from tgrad.profiler import latency, memory
+from tgrad.profiler.errors import ProfilerError, one_line
 from tgrad.profiler.records import EventRow, RunRecord, SampleRecord, SavedRow
-from tgrad.profiler.workloads import Workload
+from tgrad.profiler.workloads import Workload, where
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Records:
     samples: list[SampleRecord] = field(default_factory=list)
     saved: list[SavedRow] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)
+    twins: list[Any] = field(default_factory=list)  # of torch_twin.TwinRecord
+    twin_saved: list[SavedRow] = field(default_factory=list)
 
     def extend(self, other: Records) -> None:
         """Append the records of `other`."""
@@ -30,6 +34,8 @@ class Records:
         self.samples += other.samples
         self.saved += other.saved
         self.events += other.events
+        self.twins += other.twins
+        self.twin_saved += other.twin_saved
 
 
 def steps(held: int, modes: Sequence[str], repeats: int, warmup: int) -> int:
@@ -102,3 +108,33 @@ def times(samples: Sequence[SampleRecord], mode: str, forward_ops: int) -> dict[
             host = latency.quartiles([s.host_ms for s in mine])[1]
             found["host_us_per_op"] = host * 1e3 / forward_ops if forward_ops else math.nan
     return found
+
+
+def twin(workload: Workload) -> Records:
+    """The twin of a workload, measured; seeds do not matter: bytes depend on shapes alone.
+
+    Raises:
+        ProfilerError: it has none, or the twin's own code failed.
+    """
+    from tgrad.profiler import torch_twin
+
+    if workload.twin is None:
+        raise ProfilerError(
+            f"--vs torch: workload {workload.name} has no twin in PyTorch; write a function torch_twin() beside its "
+            "factory that returns (model, example_input) or (model, example_input, loss_fn), or leave --vs out"
+        )
+    try:
+        made = workload.twin()
+        record, rows = torch_twin.profile(made, workload.name, f"torch/{workload.name}")
+    except (ProfilerError, MemoryError):
+        raise
+    except Exception as error:
+        raise ProfilerError(f"the twin of workload {workload.name} failed: {one_line(error)}{where(error)}") from error
+    records = Records()
+    records.twins, records.twin_saved = [record], rows
+    return records
+
+
+def is_torch_only(workload: Workload) -> bool:
+    """Whether it is a PyTorch model that tgrad is not asked to run."""
+    return workload.model is None

@@ -5,26 +5,21 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import tgrad
-from tgrad.autograd.graph import SavedRecord, nodes, saved
-from tgrad.graph import Node
+from tgrad.autograd.graph import SavedRecord, nodes
 from tgrad.nn import Module
+from tgrad.profiler.contexts import entered, has_graph
 from tgrad.profiler.errors import ProfilerError, one_line
+from tgrad.profiler.kept import held_leaves, kept_by
 from tgrad.profiler.origins import recorded, shown
 from tgrad.profiler.records import EventRow, SavedRow
 from tgrad.profiler.workloads import Workload, tensors_in, where
 from tgrad.storage import ALIGNMENT, Allocation, OutOfMemoryError, ledger
 from tgrad.tensor import Tensor
-
-CONTEXTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "grad": tgrad.enable_grad,
-    "no_grad": tgrad.no_grad,
-    "inference_mode": tgrad.inference_mode,
-}
 
 
 @dataclass
@@ -146,9 +141,9 @@ def make_batch(workload: Workload, mode: str) -> tuple[tuple, tuple]:
         return workload.batch()
 
 
-def run_backward(workload: Workload, roots: list[Tensor], gradients: list[Tensor | None]) -> None:
+def run_backward(workload: Workload, roots: list[Tensor], gradients: list[Tensor | None], mode: str = "grad") -> None:
     """Backward from `roots`."""
-    with failures(workload, "grad", "backward"):
+    with failures(workload, mode, "backward"):
         tgrad.autograd.backward(roots, gradients)
 
 
@@ -169,7 +164,7 @@ def measure(workload: Workload, mode: str, run_id: str, on_batch: Callable[[], N
         results: list[Tensor] = []
         roots: list[Tensor] = []
         batch_ids: set[int] = set()
-        with ledger.subscribe(timeline), recorded(), CONTEXTS[mode]():
+        with ledger.subscribe(timeline), recorded(), entered(mode, model):
             for _ in range(workload.held):
                 new, ids = _one(workload, mode)
                 results += new
@@ -179,12 +174,12 @@ def measure(workload: Workload, mode: str, run_id: str, on_batch: Callable[[], N
                 on_batch()
             timeline.phase = "held"
             after = ledger.live_bytes
-            kept = saved(*results)
-            kept += _held_leaves(results, {s.storage_id for s in kept} | {p.storage.id for p in parameters(model)})
+            kept = kept_by(results)
+            kept += held_leaves(results, {s.storage_id for s in kept} | {p.storage.id for p in parameters(model)})
             kinds = Kinds(model, batch_ids, results, kept, timeline)
-            if mode == "grad" and roots:
+            if has_graph(mode) and roots:
                 timeline.phase = "backward"
-                run_backward(workload, roots, cotangents(roots))
+                run_backward(workload, roots, cotangents(roots), mode)
                 kinds.gradients = {p.grad.storage.id for p in parameters(model) if p.grad is not None}
             timeline.phase = "after"
             output_ids = {t.storage.id for t in results}
@@ -217,43 +212,12 @@ def _one(workload: Workload, mode: str) -> tuple[list[Tensor], set[int]]:
 
 def _warm_up(workload: Workload, mode: str) -> None:
     """Plans, caches and lazily made state come into being here, not in what is measured."""
-    with CONTEXTS[mode]():
+    with entered(mode, workload.model):
         results, _ = _one(workload, mode)
         roots = roots_of(results, workload)
-        if mode == "grad" and roots:
-            run_backward(workload, roots, cotangents(roots))
+        if has_graph(mode) and roots:
+            run_backward(workload, roots, cotangents(roots), mode)
     clear_gradients(workload.model)
-
-
-def _held_leaves(results: list[Tensor], known: set[int]) -> list[SavedRecord]:
-    """Leaves that the graph holds only as the goals of gradients: inputs that require grad and were not saved.
-
-    Args:
-        known: storages to leave out.
-    """
-    found: dict[int, tuple[Node, Tensor]] = {}
-    for node in nodes(*results):
-        for edge in node.edges:
-            if isinstance(edge, Tensor) and edge.storage.id not in known:
-                found.setdefault(id(edge), (node, edge))
-    return [
-        SavedRecord(
-            "AccumulateGrad",
-            "leaf",
-            tuple(t.shape),
-            t.dtype.name,
-            t.storage.id,
-            t.storage.nbytes,
-            0,
-            True,
-            "",
-            "",
-            0,
-            "",
-            n.key,
-        )
-        for n, t in found.values()
-    ]
 
 
 class Kinds:

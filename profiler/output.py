@@ -11,7 +11,10 @@ from pathlib import Path
 from tgrad.profiler.errors import ProfilerError
 
 # What a report consists of: with `force`, a folder that holds anything else is not replaced.
-FILES = ("report.html", "summary.md", "runs.csv", "samples.csv", "saved.csv", "events.csv", "env.json")
+FILES = (
+    "report.html", "summary.md", "runs.csv", "samples.csv", "saved.csv", "events.csv", "env.json",
+    "twins.csv", "twin_saved.csv",
+)  # fmt: skip
 FOLDERS = ("plots",)
 PLOTS = (".png",)
 

@@ -15,11 +15,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tgrad.profiler import aggregate
 from tgrad.profiler.environment import INTERPRETED
-from tgrad.profiler.records import CATEGORIES, MODES
+from tgrad.profiler.records import ALL_MODES, CATEGORIES
 from tgrad.profiler.units import show_bytes, unit_of
 
 # Okabe and Ito's colours, told apart by the colour-blind; modes and categories share none that meet in one figure.
-MODE_COLOURS = {"grad": "#B0124A", "no_grad": "#00639C", "inference_mode": "#00785A"}
+MODE_COLOURS = {
+    "grad": "#B0124A",
+    "no_grad": "#00639C",
+    "inference_mode": "#00785A",
+    "set_grad_enabled_false": "#5B4FA0",
+    "grad+checkpoint": "#8A5A00",
+    "grad+save_on_cpu": "#4A5560",
+}
 CATEGORY_COLOURS = {
     "parameter": "#9AA0A6",
     "output": "#56B4E9",
@@ -226,7 +233,7 @@ def saved_by_module(table: pd.DataFrame, workload: str) -> Figure | None:
 def draw(runs: pd.DataFrame, saved: pd.DataFrame, events: pd.DataFrame, workload: str) -> list[tuple[str, str, Figure]]:
     """(file stem, a sentence that says what to see, figure) of each figure of one workload."""
     mine = runs[runs["workload"] == workload].set_index("mode", drop=False)
-    modes = [m for m in MODES if m in mine.index]
+    modes = [m for m in ALL_MODES if m in mine.index]
     live = {
         m: aggregate.live_by_category(
             events[(events["workload"] == workload) & (events["mode"] == m)], aggregate.live_before(mine.loc[m])

@@ -9,7 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-MODES = ("grad", "no_grad", "inference_mode")
+MODES = ("grad", "no_grad", "inference_mode")  # those that are measured unless others are asked for
+# All, in the order in which each is explained as a difference from one before.
+ALL_MODES = (
+    "grad", "no_grad", "inference_mode", "set_grad_enabled_false", "grad+checkpoint", "grad+save_on_cpu",
+)  # fmt: skip
+GRAPH_MODES = ("grad", "grad+checkpoint", "grad+save_on_cpu")
 
 # What a byte is live for, in the order that plots stack it.
 CATEGORIES = ("parameter", "output", "input", "intermediate", "gradient", "temporary", "constant", "other")

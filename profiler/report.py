@@ -61,22 +61,52 @@ class Report:
         return events_frame(self.records.events)
 
     @cached_property
+    def twins(self) -> pd.DataFrame:
+        """A row a workload that was measured in PyTorch as well: `torch_twin.TwinRecord`. Without any, no columns."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(t) for t in self.records.twins])
+
+    @cached_property
+    def twin_saved(self) -> pd.DataFrame:
+        """A row a tensor that PyTorch saved, as in `saved`."""
+        from tgrad.profiler.aggregate import saved_frame
+
+        return saved_frame(self.records.twin_saved)
+
+    @cached_property
     def summary(self) -> pd.DataFrame:
         """The first columns to look at: `aggregate.SUMMARY`."""
         from tgrad.profiler.aggregate import summary
 
         return summary(self.runs)
 
+    @cached_property
+    def mode_changes(self) -> pd.DataFrame:
+        """Each mode as a difference from another: `aggregate.mode_changes`."""
+        from tgrad.profiler.aggregate import mode_changes
+
+        return mode_changes(self.runs, self.saved)
+
     @property
     def workloads(self) -> list[str]:
         """Names, in the order they ran."""
-        return list(dict.fromkeys(r.workload for r in self.records.runs))
+        return list(
+            dict.fromkeys([*(r.workload for r in self.records.runs), *(t.workload for t in self.records.twins)])
+        )
 
     def sentences(self) -> dict[str, str]:
         """Workload -> what its runs say, in words."""
-        from tgrad.profiler.words import sentence
+        from tgrad.profiler.words import sentence, twin_sentence
 
-        return {w: sentence(self.runs[self.runs["workload"] == w]) for w in self.workloads}
+        found = {w: sentence(self.runs[self.runs["workload"] == w]) for w in self.workloads if w in self._ran}
+        return found | {
+            t.workload: f"{found.get(t.workload, '')} {twin_sentence(t)}".strip() for t in self.records.twins
+        }
+
+    @property
+    def _ran(self) -> set[str]:
+        return {r.workload for r in self.records.runs}
 
     def save(self, out: str | os.PathLike, force: bool = False) -> Path:
         """Write the folder `out`: report.html, summary.md, CSV files, plots, env.json. It appears whole or not at all.
@@ -95,11 +125,16 @@ class Report:
         with output.folder(out, force) as folder:
             for name in ("runs", "samples", "saved", "events"):
                 getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            if self.records.twins:
+                for name in ("twins", "twin_saved"):
+                    getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
             (folder / "env.json").write_text(json.dumps(self.environment, indent=2) + "\n", encoding="utf-8")
             figures: dict[str, list[tuple[str, str, str]]] = {}
             (folder / "plots").mkdir()
             for workload in self.workloads:
                 figures[workload] = []
+                if workload not in self._ran:
+                    continue
                 for stem, says, fig in plots.draw(self.runs, self.saved, self.events, workload):
                     (folder / "plots" / f"{stem}.png").write_bytes(plots.png(fig))
                     figures[workload].append((stem, says, plots.svg(fig, f"{workload}: {says}")))

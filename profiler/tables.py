@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tgrad.profiler.units import show_bytes, show_count, show_ms, show_spread
+from tgrad.profiler.units import show_bytes, show_count, show_ms, show_spread, signed
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,26 @@ def times(runs: pd.DataFrame) -> tuple[Column, ...]:
     """Those of time and kernels."""
     has_gpu = not runs["forward_gpu_median_ms"].isna().all()
     return (*TIMES[:2], GPU, *TIMES[2:]) if has_gpu else TIMES
+
+
+CHANGE_HEADINGS = (
+    "mode", "against", "kept by the graph", "peak", "nodes", "saved tensors gone", "saved tensors new", "host us/op",
+)  # fmt: skip
+
+
+def change_cells(row: pd.Series) -> tuple[str, ...]:
+    """The cells of a row of `aggregate.mode_changes`, under CHANGE_HEADINGS."""
+
+    def tensors(which: str) -> str:
+        n = row[f"tensors_{which}"]
+        return f"{n:,} ({show_bytes(row[f'bytes_{which}'])})" if n or row[f"bytes_{which}"] else "none"
+
+    host = [row[f"host_us_per_op_{when}"] for when in ("before", "after")]
+    return (
+        row["mode"], row["against"], signed(row["graph_bytes_change"]), signed(row["peak_bytes_change"]),
+        f"{row['nodes_change']:+,}" if row["nodes_change"] else "same", tensors("gone"), tensors("new"),
+        "n/a" if any(map(math.isnan, host)) else f"{host[0]:,.0f} -> {host[1]:,.0f}",
+    )  # fmt: skip
 
 
 def source(row: pd.Series) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
 
@@ -25,6 +26,11 @@ def show_bytes(nbytes: float) -> str:
         return f"{int(nbytes)} B"
     value = nbytes / scale
     return f"{value:.0f} {name}" if value >= 1000 else f"{value:.3g} {name}" if value >= 100 else f"{value:.1f} {name}"
+
+
+def signed(nbytes: float) -> str:
+    """+38.1 MiB, -256 B; "same" for 0."""
+    return "same" if not nbytes else ("+" if nbytes > 0 else "-") + show_bytes(abs(nbytes))
 
 
 def show_ms(ms: float) -> str:
@@ -61,3 +67,15 @@ def percent_less(less: float, more: float) -> str:
     if abs(change) < 0.5:
         return "about the same"
     return f"{change:.0f} % less" if change > 0 else f"{-change:.0f} % more"
+
+
+def parse_bytes(text: str) -> int:
+    """1024 of "1024", "1 KiB", "1KiB" or "1kb"; units of 1000 are not offered.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"'{text}' is no size; expected bytes, or a number with KiB, MiB, GiB or TiB")
+    return round(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pandas as pd
 
 from tgrad.profiler.units import percent_less, show_bytes
@@ -11,8 +14,11 @@ def sentence(runs: pd.DataFrame) -> str:
     """What the runs of one workload say, for a terminal line or a paragraph."""
     by_mode = {r["mode"]: r for _, r in runs.iterrows()}
     grad = by_mode.get("grad")
-    others = [by_mode[m] for m in ("no_grad", "inference_mode") if m in by_mode]
+    others = [by_mode[m] for m in ("no_grad", "inference_mode", "set_grad_enabled_false") if m in by_mode]
     first = runs.iloc[0]
+    if grad is None and not others:
+        kept = ", ".join(f"{m} {show_bytes(r['graph_bytes'])}" for m, r in by_mode.items())
+        return f"Kept for backward: {kept}. Peak {show_bytes(first['peak_bytes'])}."
     if grad is None:
         kept = show_bytes(max(r["graph_bytes"] for r in others))
         return f"{_names(others)}: {kept} kept for backward, peak {show_bytes(first['peak_bytes'])}."
@@ -28,6 +34,16 @@ def sentence(runs: pd.DataFrame) -> str:
         peak = max(r["peak_bytes"] for r in others)
         text += f"; {show_bytes(peak)} in {_names(others)} ({percent_less(peak, grad['peak_bytes'])})"
     return text + "."
+
+
+def twin_sentence(twin: Any) -> str:
+    """What a TwinRecord says."""
+    text = f"PyTorch keeps {show_bytes(twin.graph_bytes)} for backward"
+    if math.isnan(twin.mem_tracker_bytes):
+        return f"{text} (MemTracker could not run beside the hooks)."
+    if not twin.residual_bytes:
+        return f"{text}; its MemTracker agrees to the byte."
+    return f"{text}; its MemTracker counts {int(twin.residual_bytes):+,} bytes beside that."
 
 
 def _loop(grad: pd.Series, others: list[pd.Series]) -> str:
@@ -52,4 +68,5 @@ def _parts(run: pd.Series) -> str:
 
 
 def _names(runs: list[pd.Series]) -> str:
-    return " and ".join(str(r["mode"]) for r in runs)
+    names = [str(r["mode"]) for r in runs]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 2 else names)

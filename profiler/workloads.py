@@ -49,6 +49,7 @@ class Workload:
         held: how many outputs (of as many batches) are held at once in the memory pass.
         batch_size: rows of a batch.
         about: one sentence for the report.
+        twin: makes the same workload in PyTorch, a `torch_twin.Twin`. With model None there is nothing but that.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Workload:
     held: int = 1
     batch_size: int = 0
     about: str = ""
+    twin: Callable[[], Any] | None = None
 
     def forward(self, inputs: tuple[Any, ...], targets: tuple[Any, ...]) -> list[Tensor]:
         """The results that the caller keeps: the model's output tensors, then the loss if there is one."""
@@ -86,6 +88,7 @@ def tutorial(options: Options) -> Workload:
         "tutorial", model, lambda: ((tgrad.randn(rows, 1000, dtype=_dtype(options)),), ()), None, held, rows,
         f"The loop of PyTorch's no_grad tutorial: it keeps {held} outputs of Linear(1000, 1000), each computed from a "
         f"batch of its own of {rows} x 1000.",
+        lambda: _torch().tutorial(rows, options.dtype, held),
     )  # fmt: skip
 
 
@@ -110,6 +113,7 @@ def digits_(options: Options) -> Workload:
         "digits", model, batch, nn.CrossEntropyLoss(), 1, rows,
         f"An MLP 64-64-10 with cross-entropy on {rows} of the 1,797 images of handwritten digits (UCI) that "
         "scikit-learn ships.",
+        lambda: _torch().digits_(rows, options.dtype, data),
     )  # fmt: skip
 
 
@@ -129,7 +133,14 @@ def mlp(options: Options) -> Workload:
         "mlp", model, batch, nn.CrossEntropyLoss(), 1, rows,
         f"A deep MLP: {depth} hidden layers of {width} with ReLU, 10 classes, cross-entropy, random batches "
         f"of {rows} x {width}.",
+        lambda: _torch().mlp(rows, options.dtype, width, depth),
     )  # fmt: skip
+
+
+def _torch() -> Any:
+    from tgrad.profiler import torch_models
+
+    return torch_models
 
 
 REGISTRY: dict[str, Callable[[Options], Workload]] = {"tutorial": tutorial, "digits": digits_, "mlp": mlp}
@@ -193,6 +204,12 @@ def from_factory(path: Path, name: str, options: Options) -> Workload:
         raise ProfilerError(f"{label}: the factory failed: {one_line(error)}{where(error, path)}") from error
     if isinstance(made, Workload):
         return made
+    if isinstance(made, tuple) and made and _torch().is_model(made[0]):
+        twin = _torch().of_user(made, label)
+        return Workload(
+            _name(path, name), None, lambda: ((), ()), None, 1, _torch().rows_of(made),
+            f"The PyTorch model of {path.name}:{name}, run by PyTorch alone.", lambda: twin,
+        )  # fmt: skip
     expected = "expected (model, example_input), (model, example_input, loss_fn) or a Workload"
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         got = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
@@ -212,11 +229,34 @@ def from_factory(path: Path, name: str, options: Options) -> Workload:
         raise ProfilerError(f"{label}: loss_fn is of type {type(loss).__name__}, which cannot be called; {expected}")
     first = tensors_in(list(inputs))[0]
     return Workload(
-        path.stem if name in ("factory", "make", "main", "model", "workload") else name,
-        model, lambda: (tuple(map(_fresh, inputs)), ()), loss, 1, first.shape[0] if first.ndim else 1,
+        _name(path, name), model, lambda: (tuple(map(_fresh, inputs)), ()), loss, 1,
+        first.shape[0] if first.ndim else 1,
         f"The model of {path.name}:{name} on inputs of "
         + ", ".join("x".join(map(str, t.shape)) or "()" for t in tensors_in(list(inputs))) + ".",
+        _user_twin(factory, options, path, label),
     )  # fmt: skip
+
+
+def _name(path: Path, name: str) -> str:
+    return path.stem if name in ("factory", "make", "main", "model", "workload") else name
+
+
+def _user_twin(factory: Callable[..., Any], options: Options, path: Path, label: str) -> Callable[[], Any] | None:
+    """What makes the twin of a user's workload: the function `torch_twin` beside its factory, if there is one."""
+    function = getattr(factory, "__globals__", {}).get("torch_twin")
+    if not callable(function):
+        return None
+
+    def make_twin() -> Any:
+        try:
+            made = function(**_arguments(function, options, f"{label}: torch_twin"))
+        except ProfilerError:
+            raise
+        except Exception as error:
+            raise ProfilerError(f"{label}: torch_twin failed: {one_line(error)}{where(error, path)}") from error
+        return _torch().of_user(made, f"{label}: torch_twin")
+
+    return make_twin
 
 
 def _fresh(value: Any) -> Any:

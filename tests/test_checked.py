@@ -13,7 +13,7 @@ from tests.compare import TORCH, assert_close, assert_same, random
 from tests.samples import SAMPLES
 from tgrad import inplace
 from tgrad.device import compute
-from tgrad.kernels import creation, matmul, pointwise, reduce, softmax
+from tgrad.kernels import creation, indexing, matmul, pointwise, reduce, scan, softmax, sort
 from tgrad.op import forget_plans
 from tgrad.ops import pointwise as p, views
 from tgrad.storage import guarded, ledger
@@ -83,6 +83,9 @@ def small_tiles():
         patch.setattr(reduce, "chunks", lambda m, n, bm, bn: 2 if n > 2 * bn else 1)
         patch.setattr(matmul, "tile", lambda m, n, k, itemsize: (8, 8, 8, 4, 1))
         patch.setattr(softmax, "tile", lambda m, n: (2, 4))
+        patch.setattr(scan, "tile", lambda m, n: (2, 4))
+        patch.setattr(indexing, "tile", lambda n, widest: 16)
+        patch.setattr(sort, "tile", lambda n: (16, 4, 2))
         forget()
         yield
     forget()
@@ -119,6 +122,19 @@ def test_creation_checked(checked):
     x = tgrad.ones(50)
     x[3:40:2].mul_(3)
     assert x.sum().item() == 50 + 2 * 19
+
+
+@on_cpu
+def test_draws_and_places_checked(checked):
+    tgrad.manual_seed(1)
+    assert sorted(tgrad.randperm(50).tolist()) == list(range(50))
+    assert all(0 <= k < 7 for k in tgrad.randint(7, (50,)).tolist())
+    assert tgrad.multinomial(tgrad.tensor([[0.0, 1.0, 0.0]] * 3), 20, True).eq(1).all()
+    assert tgrad.linspace(0, 49, 50).tolist() == list(range(50))
+    x = tgrad.arange(60).reshape(5, 12)
+    assert (x % 7 == 0).nonzero().shape == (9, 2) and x[x > 50].tolist() == list(range(51, 60))
+    x[tgrad.tensor([4, 0]), 3:] = tgrad.tensor([[1], [2]])
+    assert x[0, 3:].tolist() == [2] * 9 and x[4, 3:].tolist() == [1] * 9
 
 
 @on_cpu

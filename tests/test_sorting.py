@@ -76,6 +76,24 @@ def test_topk():
             ours.topk(k)
 
 
+@pytest.mark.parametrize("k", [0, 1, 5, 70])
+@pytest.mark.parametrize("length", [255, 256, 257, 1500, 5000])
+def test_topk_of_long_rows(length, k):
+    """In the order of a stable sort, with many equals, nan among them, and gradients."""
+    data = random("long topk", length).integers(0, 40, size=(2, length)).astype(np.float64)
+    data[0, ::97] = np.nan
+    ours, theirs, _ = pair(data, tgrad.float64, "transposed", True)
+    for largest in (True, False):
+        got, want = ours.topk(k, 1, largest), torch.sort(theirs, dim=1, descending=largest, stable=True)
+        assert_same(got.indices, want.indices[:, :k])
+        assert_same(got.values, want.values[:, :k])
+        w = random("weights").normal(size=(2, k))
+        (a,) = tgrad.autograd.grad((got.values * tgrad.tensor(w)).sum(), ours)
+        (b,) = torch.autograd.grad((want.values[:, :k] * torch.tensor(w)).sum(), theirs)
+        assert_same(a, b)
+    assert_same(ours.t().topk(k, 0).indices, torch.sort(theirs, dim=1, descending=True, stable=True)[1][:, :k].t())
+
+
 def test_scalars_and_empty():
     for values in (tgrad.tensor(3.0), tgrad.zeros(0), tgrad.zeros(2, 0)):
         got = tgrad.sort(values)

@@ -152,9 +152,11 @@ def test_errors_are_of_torchs_type(call):
     assert str(got.value) and "\n" not in str(got.value)
 
 
-@pytest.mark.parametrize("index", [[0, 1], "a", 1.0, np.array([0, 1])], ids=str)
+@pytest.mark.parametrize("index", ["a", 1.0, object()], ids=range(3))
 def test_indices_of_other_kinds_are_refused(index):
-    with pytest.raises(IndexError, match="integers, slices, None and Ellipsis"):
+    with pytest.raises((IndexError, TypeError)) as want:
+        torch.zeros(3)[index]
+    with pytest.raises(want.type, match="indices|invalid data type"):
         tgrad.zeros(3)[index]
 
 

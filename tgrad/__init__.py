@@ -78,6 +78,13 @@ from tgrad.random import Generator, get_rng_state, initial_seed, manual_seed, se
 from tgrad.storage import OutOfMemoryError
 from tgrad.tensor import Tensor
 
+from tgrad import amp, interop
+from tgrad.autocasting import autocast, get_autocast_dtype, install as _install_autocast, is_autocast_enabled
+from tgrad.interop import from_dlpack
+from tgrad.serialization import load, save
+
+interop.install()
+_install_autocast(_functions.FUNCTIONS)
 globals().update(_functions.FUNCTIONS)
 globals().update(_functions.library.FREE)
 float = float32

@@ -57,7 +57,7 @@ def from_torch(t: torch.Tensor) -> Tensor:
     storage = adopt(torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage()))
     ptr = t.data_ptr()
     to = layout(_TGRAD[t.dtype], tuple(t.shape), tuple(t.stride()), where, ptr % 16 == 0)
-    return make(to, storage, ptr, None if modes.current().inference else Version())
+    return make(to, storage, ptr, None if modes.current().inference else Version.zero())
 
 
 def to_torch(t: Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def to_torch(t: Tensor) -> torch.Tensor:
 
 def _share(t: Tensor) -> torch.Tensor:
     buffer = t.storage.buffer
-    offset, rest = divmod(buffer.storage_offset() + t.ptr - t.storage.ptr, t.itemsize)
+    offset, rest = divmod(int(buffer.storage_offset()) + t.ptr - t.storage.ptr, t.itemsize)
     if rest:
         raise RuntimeError("to_torch: the address is no multiple of the element's size: clone() the tensor first")
     out = torch.empty(0, dtype=_TORCH[t.dtype], device=buffer.device)

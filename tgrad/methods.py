@@ -17,6 +17,7 @@ from tgrad.inplace import write
 from tgrad.operators import Arithmetic
 from tgrad.ops import advanced, creation, library, pointwise as p, reduce, views
 from tgrad.ops.transfer import convert, copy_into
+from tgrad.random import Generator
 from tgrad.tensor import INFERENCE, NO_GRAD, Tensor, Version, make
 
 
@@ -161,16 +162,16 @@ class InPlace:
     def clamp_max_(self, max: Any) -> Tensor:
         return self.clamp_(max=max)
 
-    def uniform_(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return _draw(self, "uniform", low, high - low)  # type: ignore[arg-type]
+    def uniform_(self, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+        return _draw(self, "uniform", low, high - low, generator)  # type: ignore[arg-type]
 
-    def normal_(self, mean: float = 0.0, std: float = 1.0) -> Tensor:
-        return _draw(self, "normal", mean, std)  # type: ignore[arg-type]
+    def normal_(self, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+        return _draw(self, "normal", mean, std, generator)  # type: ignore[arg-type]
 
 
-def _draw(t: Tensor, kind: str, a: float, b: float) -> Tensor:
+def _draw(t: Tensor, kind: str, a: float, b: float, generator: Generator | None) -> Tensor:
     with modes.no_grad():
-        drawn = creation.draw_into(creation.empty(*t.shape, dtype=t.dtype), kind, a, b)
+        drawn = creation.draw_into(creation.empty(*t.shape, dtype=t.dtype), kind, a, b, generator)
     return write(p.copy, t, (drawn,))
 
 

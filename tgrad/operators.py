@@ -43,6 +43,7 @@ class Arithmetic:
     __sub__, __rsub__ = _binary_operator(p.sub), _binary_operator(p.sub, True)
     __mul__, __rmul__ = _binary_operator(p.mul), _binary_operator(p.mul, True)
     __truediv__, __rtruediv__ = _binary_operator(p.div), _binary_operator(p.div, True)
+    __rdiv__ = __rtruediv__
     __iadd__, __isub__ = _inplace_operator(p.add), _inplace_operator(p.sub)
     __imul__, __itruediv__ = _inplace_operator(p.mul), _inplace_operator(p.div)
     __eq__, __ne__ = _binary_operator(p.eq), _binary_operator(p.ne)
@@ -53,7 +54,7 @@ class Arithmetic:
         return power(self, exponent) if isinstance(exponent, (Tensor, bool, int, float)) else NotImplemented
 
     def __rpow__(self, base: Any) -> Any:
-        return p.pow(base, self) if isinstance(base, (bool, int, float)) else NotImplemented
+        return p.pow(base, self) if isinstance(base, (Tensor, bool, int, float)) else NotImplemented
 
     def __neg__(self) -> Tensor:
         return p.neg(self)

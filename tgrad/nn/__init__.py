@@ -31,6 +31,7 @@ from tgrad.nn.activation_more import (
 )
 from tgrad.nn.attention import MultiheadAttention
 from tgrad.nn.container import ModuleList, Sequential
+from tgrad.nn.convert import from_torch
 from tgrad.nn.dropout import Dropout
 from tgrad.nn.flatten import Flatten, Unflatten
 from tgrad.nn.linear import Identity, Linear
@@ -61,5 +62,6 @@ __all__ = [
     "Linear", "LogSigmoid", "LogSoftmax", "MSELoss", "Mish", "Module", "ModuleDict", "ModuleList", "MultiheadAttention",
     "NLLLoss", "PReLU", "Parameter", "ParameterDict", "ParameterList", "RMSNorm", "ReLU", "ReLU6", "Sequential", "SiLU",
     "Sigmoid", "SmoothL1Loss", "Softmax", "Softmin", "Softplus", "Softsign", "Tanh", "Tanhshrink", "Threshold",
-    "TransformerEncoder", "TransformerEncoderLayer", "Unflatten", "current_path", "functional", "init", "utils",
+    "TransformerEncoder", "TransformerEncoderLayer", "Unflatten", "current_path", "from_torch", "functional", "init",
+    "utils",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from tgrad.tensor import Tensor
 
 
 class MultiheadAttention(Module):
-    """Attention with `num_heads` projections of query, key and value: (L, N, E), or (N, L, E) if batch_first, or (L, E).
+    """Attention with `num_heads` projections of query, key and value: (L, N, E), (N, L, E) if batch_first, or (L, E).
 
     Args:
         embed_dim: E, a multiple of num_heads; kdim, vdim: of key and value, if they differ.

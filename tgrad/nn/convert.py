@@ -39,13 +39,15 @@ def _convert(module: Any, path: str, share: bool) -> Module:
     if kind is None or not type(module).__module__.startswith("torch.nn."):
         where = f"layer '{path}'" if path else "the module"
         raise TypeError(
-            f"from_torch: {where} is a {type(module).__module__}.{type(module).__name__}, which has no twin in tgrad.nn: "
-            "write it as a tgrad.nn.Module and load the state_dict, or bridge it with tgrad.interop.tgrad_function"
+            f"from_torch: {where} is a {type(module).__module__}.{type(module).__name__}, which has no twin in "
+            "tgrad.nn: write it as a tgrad.nn.Module and load the state_dict, or bridge it with "
+            "tgrad.interop.tgrad_function"
         )
     ours = _bare(kind) if name in _HOLDERS else kind(**_arguments(kind, module))
     if name == "TransformerEncoder":
         ours.num_layers = module.num_layers
-        ours.norm = None
+        if module.norm is None:
+            ours.norm = None
     for child, theirs in module.named_children():
         ours._modules[child] = _convert(theirs, f"{path}.{child}" if path else child, share)
     for key, p in module._parameters.items():

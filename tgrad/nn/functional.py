@@ -24,8 +24,6 @@ from tgrad.inplace import write
 from tgrad.nn.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
-    cosine_embedding_loss,
-    cosine_similarity,
     cross_entropy,
     huber_loss,
     kl_div,
@@ -35,10 +33,12 @@ from tgrad.nn.losses import (
     nll_loss,
     smooth_l1_loss,
 )
+from tgrad.nn.similarity import cosine_embedding_loss, cosine_similarity
 from tgrad.ops import creation, norm, pointwise as p, reduce, softmax as rows
 from tgrad.ops.attention import scaled_dot_product_attention
 from tgrad.ops.classes import embedding, one_hot
 from tgrad.ops.matmul import linear
+from tgrad.ops.movement import pad
 from tgrad.ops.row_norm import group_norm, layer_norm, rms_norm
 from tgrad.tensor import Tensor
 
@@ -176,7 +176,7 @@ __all__ = [
     "batch_norm", "binary_cross_entropy", "binary_cross_entropy_with_logits", "celu", "cosine_embedding_loss",
     "cosine_similarity", "cross_entropy", "dropout", "elu", "embedding", "gelu", "glu", "group_norm", "hardsigmoid",
     "hardswish", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "legacy_reduction",
-    "linear", "log_softmax", "logsigmoid", "mish", "mse_loss", "nll_loss", "normalize", "one_hot", "prelu", "relu",
-    "relu6", "rms_norm", "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax",
+    "linear", "log_softmax", "logsigmoid", "mish", "mse_loss", "nll_loss", "normalize", "one_hot", "pad", "prelu",
+    "relu", "relu6", "rms_norm", "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax",
     "softmin", "softplus", "softsign", "tanh", "tanhshrink", "threshold",
 ]  # fmt: skip

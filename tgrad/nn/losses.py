@@ -1,4 +1,4 @@
-"""Losses as functions. Elementwise ones are one kernel and a reduction; cross-entropy of plain classes is one kernel."""
+"""Losses as functions. Elementwise ones are a kernel and a reduction; cross-entropy of plain classes is one kernel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from tgrad import dtypes
+from tgrad.autocasting import full, is_autocast_enabled
 from tgrad.layout import broadcast_shapes
 from tgrad.ops import losses as l_, pointwise as p, reduce as r_, softmax as rows
 from tgrad.tensor import Tensor
@@ -80,6 +81,7 @@ def mse_loss(
     _tensors("mse_loss", input=input, target=target)
     _sizes(input, target)
     reduction = _reduction(size_average, reduce, reduction)
+    input, target = full(input, target)
     return _weighted(p.squared_error(input, target), input, weight, reduction)
 
 
@@ -91,6 +93,7 @@ def l1_loss(
     _tensors("l1_loss", input=input, target=target)
     _sizes(input, target)
     reduction = _reduction(size_average, reduce, reduction)
+    input, target = full(input, target)
     return _weighted(l_.absolute_error(input, target), input, weight, reduction)
 
 
@@ -116,6 +119,7 @@ def smooth_l1_loss(
     reduction = _reduction(size_average, reduce, reduction)
     if beta < 0:
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
+    input, target = full(input, target)
     if beta == 0:
         return _reduced(l_.absolute_error(input, target), reduction)
     return _reduced(l_.smooth_l1(input, target, float(beta)), reduction)
@@ -135,6 +139,7 @@ def huber_loss(
     if delta <= 0:
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
     _weights(weight, input)
+    input, target = full(input, target)
     loss = l_.huber(input, target, float(delta))
     return _reduced(loss if weight is None else loss * weight, reduction)
 
@@ -153,6 +158,11 @@ def binary_cross_entropy(
         ValueError: shapes differ, or an unknown reduction. RuntimeError: an input outside [0, 1] (CPU).
     """
     _tensors("binary_cross_entropy", input=input, target=target)
+    if is_autocast_enabled():
+        raise RuntimeError(
+            "torch.nn.functional.binary_cross_entropy and torch.nn.BCELoss are unsafe to autocast: use "
+            "binary_cross_entropy_with_logits, or autocast(enabled=False) around it"
+        )
     reduction = _reduction(size_average, reduce, reduction)
     if target.shape != input.shape:
         raise ValueError(
@@ -183,6 +193,7 @@ def binary_cross_entropy_with_logits(
     reduction = _reduction(size_average, reduce, reduction)
     if target.shape != input.shape:
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
+    input, target = full(input, target)
     if pos_weight is None:
         loss = l_.bce_logits(input, target)
     else:
@@ -212,52 +223,9 @@ def kl_div(
             stacklevel=2,
         )
     reduction = _reduction(size_average, reduce, "sum" if batch else reduction)
+    input, target = full(input, target)
     loss = _reduced((l_.kl_log if log_target else l_.kl)(input, target), reduction)
     return loss / input.shape[0] if batch and input.ndim else loss
-
-
-# --- directions ------------------------------------------------------------------------------------------------
-def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """sum(x1 * x2) / (max(|x1|, eps) * max(|x2|, eps)) along `dim`, for tensors that can be broadcast.
-
-    Raises:
-        RuntimeError: integer tensors, or shapes that cannot be broadcast. IndexError: no such dimension.
-    """
-    _tensors("cosine_similarity", x1=x1, x2=x2)
-    kind = dtypes.promote(x1.dtype, x2.dtype)
-    if not kind.is_floating_point:
-        raise RuntimeError("expected common dtype to be floating point, yet common dtype is " + kind.legacy)
-    shape = broadcast_shapes(tuple(x1.shape), tuple(x2.shape))
-    wide = dtypes.accumulator(kind)
-    a, b = (r_.expand(t, *shape) if tuple(t.shape) != shape else t for t in (x1.to(wide), x2.to(wide)))
-    norms = [p.sqrt(p.clamp_min(r_.sum(t * t, dim), float(eps) * float(eps))) for t in (a, b)]
-    return (r_.sum(a * b, dim) / (norms[0] * norms[1])).to(kind)
-
-
-def cosine_embedding_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average: bool | None = None,
-    reduce: bool | None = None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
-    """1 - cos(input1, input2) where target is 1, max(0, cos - margin) where it is -1; (N, D) or (D,), target (N,) or ().
-
-    Raises:
-        RuntimeError: ranks do not fit. ValueError: an unknown reduction.
-    """
-    _tensors("cosine_embedding_loss", input1=input1, input2=input2, target=target)
-    reduction = _reduction(size_average, reduce, reduction)
-    if target.ndim not in (0, 1):
-        raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
-    for t in (input1, input2):
-        if target.ndim == 1 and t.ndim != 2 or target.ndim == 0 and t.ndim != 1:
-            raise RuntimeError(
-                f"{target.ndim}D target tensor expects {target.ndim + 1}D input tensors, but found inputs with sizes "
-                f"{list(input1.shape)} and {list(input2.shape)}."
-            )
-    dim, eps = target.ndim, 1e-12
-    squares = (r_.sum(input1 * input1, dim) + eps) * (r_.sum(input2 * input2, dim) + eps)
-    cos = r_.sum(input1 * input2, dim) / p.sqrt(squares)
-    away = p.clamp_min(cos - margin, 0)
-    return _reduced(p.where(p.eq(target, 1), 1 - cos, 0) + p.where(p.eq(target, -1), away, 0), reduction)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------
@@ -319,7 +287,7 @@ def nll_loss(
             f"Expected input batch_size ({input.shape[0]}) to match target batch_size "
             f"({target.shape[0] if target.ndim else 0})."
         )
-    logp = _classes_last(input)
+    logp = _classes_last(*full(input))
     if tuple(logp.shape[:-1]) != tuple(target.shape):
         raise RuntimeError(f"size mismatch (got input: {list(input.shape)}, target: {list(target.shape)})")
     loss, total, _, _ = _picked(logp, target, weight, ignore_index, reduction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,11 +79,13 @@ class State:
         return own
 
     def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+        self, state_dict: Mapping[str, Any] | str | os.PathLike, strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
         """Copy values into the parameters and buffers, in place and converted to their dtypes.
 
         Args:
+            state_dict: tensors by name, PyTorch's too; or the path of a safetensors file, all of which must fit before
+                anything is loaded.
             strict: refuse missing and unexpected names.
             assign: put the given tensors into the module instead; parameters keep only their requires_grad.
 
@@ -91,8 +94,14 @@ class State:
 
         Raises:
             TypeError: not a mapping.
-            RuntimeError: names (if strict) or sizes do not fit; what fits has been loaded.
+            RuntimeError: names (if strict) or sizes do not fit; what fits has been loaded (of a file, nothing).
+            ValueError: the file is truncated or wrong.
         """
+        if isinstance(state_dict, (str, os.PathLike)):
+            from tgrad.serialization import load
+
+            state_dict = load(state_dict)
+            self._check_fits(state_dict, strict)
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
         metadata = getattr(state_dict, "_metadata", None)
@@ -109,6 +118,24 @@ class State:
             listed = "\n\t".join(errors)
             raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{listed}")
         return _IncompatibleKeys(missing, unexpected)
+
+    def _check_fits(self, given: Mapping[str, Tensor], strict: bool) -> None:
+        """Raise what loading would, before it."""
+        own = self.state_dict()
+        errors = []
+        missing, unexpected = [k for k in own if k not in given], [k for k in given if k not in own]
+        if strict and unexpected:
+            errors.append(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}. ")
+        if strict and missing:
+            errors.insert(0, f"Missing key(s) in state_dict: {_quoted(missing)}. ")
+        errors += [
+            f"size mismatch for {k}: copying a param with shape {given[k].shape} from checkpoint, the shape in current "
+            f"model is {t.shape}."
+            for k, t in own.items() if k in given and given[k].shape != t.shape
+        ]  # fmt: skip
+        if errors:
+            listed = "\n\t".join(errors)
+            raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{listed}")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
@@ -135,6 +162,10 @@ class State:
 
     def _load_one(self, name: str, key: str, t: Tensor, given: Any, assign: bool) -> str | None:
         """Load one tensor; returns what is wrong with it."""
+        if not isinstance(given, Tensor) and hasattr(given, "__dlpack__") and hasattr(given, "detach"):
+            from tgrad.ops.creation import as_tensor
+
+            given = as_tensor(given.detach())
         if not isinstance(given, Tensor):
             return (
                 f'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like object from '

@@ -45,12 +45,10 @@ class TransformerEncoderLayer(Module):
         self.norm2 = LayerNorm(d_model, eps=layer_norm_eps, **made)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
-        if isinstance(activation, str):
-            known = {"relu": F.relu, "gelu": F.gelu}
-            if activation not in known:
-                raise RuntimeError(f"activation should be relu/gelu, not {activation}")
-            activation = known[activation]
-        self.activation = activation
+        known: dict[Any, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+        if isinstance(activation, str) and activation not in known:
+            raise RuntimeError(f"activation should be relu/gelu, not {activation}")
+        self.activation: Any = known[activation] if isinstance(activation, str) else activation
 
     def forward(
         self, src: Tensor, src_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,

@@ -209,10 +209,10 @@ def _places(x: Tensor, indices: dict[int, Tensor]) -> tuple[tuple[int, ...], int
         raise IndexError(
             f"shape mismatch: indexing tensors could not be broadcast together with shapes {shapes}"
         ) from None
-    for k, d in enumerate(dims):
+    for position, d in enumerate(dims):
         bad = outside(flat[d], x.shape[d])
         if bad is not None:  # PyTorch names the position among the indices
-            raise IndexError(f"index {bad} is out of bounds for dimension {k} with size {x.shape[d]}")
+            raise IndexError(f"index {bad} is out of bounds for dimension {position} with size {x.shape[d]}")
     adjacent = dims[-1] - dims[0] == len(dims) - 1
     at = dims[0] if adjacent else 0
     index = joined([flat[d] for d in dims], [x.shape[d] for d in dims])

@@ -70,8 +70,8 @@ def scaled_dot_product_attention(
         )
     if not query.dtype is key.dtype is value.dtype:
         raise RuntimeError(
-            f"Expected query, key, and value to have the same dtype, but got query.dtype: {query.dtype.name} key.dtype: "
-            f"{key.dtype.name} and value.dtype: {value.dtype.name} instead."
+            f"Expected query, key, and value to have the same dtype, but got query.dtype: {query.dtype.name} "
+            f"key.dtype: {key.dtype.name} and value.dtype: {value.dtype.name} instead."
         )
     if enable_gqa:
         key, value = _repeated(key, query.shape[-3]), _repeated(value, query.shape[-3])

@@ -215,14 +215,16 @@ def full_like(
     return _fill(_like(x, dtype, device, requires_grad), fill_value)
 
 
-def rand_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Uniform numbers in [0, 1) of x's shape, strides and dtype."""
-    return draw_into(_like(x, dtype, device, requires_grad), "uniform", 0, 1)
+def rand_like(x: Tensor, *, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
+              requires_grad: bool = False) -> Tensor:  # fmt: skip
+    """Uniform numbers in [0, 1, generator) of x's shape, strides and dtype."""
+    return draw_into(_like(x, dtype, device, requires_grad), "uniform", 0, 1, generator)
 
 
-def randn_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def randn_like(x: Tensor, *, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
+              requires_grad: bool = False) -> Tensor:  # fmt: skip
     """Normal numbers of x's shape, strides and dtype."""
-    return draw_into(_like(x, dtype, device, requires_grad), "normal", 0, 1)
+    return draw_into(_like(x, dtype, device, requires_grad), "normal", 0, 1, generator)
 
 
 # --- from data
@@ -287,6 +289,9 @@ def tensor(data: Any, *, dtype: dtype | None = None, device: Any = None, require
         )
         copied = data.detach().to(device=device, dtype=dtype, copy=True)
         return _tracked(copied) if requires_grad else copied
+    if _foreign(data):
+        copied = _shared(data).to(device=resolve(device), dtype=dtype, copy=True)
+        return _tracked(copied) if requires_grad else copied
     array = _array(data)
     if dtype is not None:
         kind = _checked_dtype(dtype)
@@ -310,6 +315,18 @@ def _of_numpy(array: np.ndarray) -> dtype:
     return kind
 
 
+def _foreign(data: Any) -> bool:
+    """Whether data is a tensor of another library."""
+    return hasattr(data, "__dlpack__") and not isinstance(data, (np.ndarray, np.generic))
+
+
+def _shared(data: Any) -> Tensor:
+    """A tensor over the memory of another library's."""
+    from tgrad.interop import from_dlpack
+
+    return from_dlpack(data)
+
+
 def from_numpy(array: np.ndarray) -> Tensor:
     """A CPU tensor that shares the array's memory; of a read-only or non-contiguous one, a copy.
 
@@ -326,9 +343,13 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 def as_tensor(data: Any, dtype: dtype | None = None, device: Any = None) -> Tensor:
-    """`data` itself where it is a fitting tensor; shares the memory of a numpy array on the CPU; else a new tensor."""
+    """`data` itself where it is a fitting tensor; shares the memory of a numpy array on the CPU, or of a tensor
+    of another library (through DLPack); else a new tensor.
+    """
     if isinstance(data, Tensor):
         return data.to(device=device, dtype=dtype)
     if isinstance(data, np.ndarray):
         return from_numpy(data).to(device=resolve(device), dtype=dtype)
+    if _foreign(data):
+        return _shared(data).to(device=resolve(device), dtype=dtype)
     return tensor(data, dtype=dtype, device=device)

@@ -221,6 +221,6 @@ def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     return p.clone(out) if out is input else out
 
 
-FREE = {"cat": cat, "concat": cat, "concatenate": cat, "stack": stack, "hstack": hstack, "vstack": vstack,
-        "broadcast_tensors": broadcast_tensors, "meshgrid": meshgrid}  # fmt: skip
+FREE: dict[str, Any] = {f.__name__: f for f in (cat, stack, hstack, vstack, broadcast_tensors, meshgrid)}
+FREE |= {"concat": cat, "concatenate": cat}
 BOTH = (tensor_split, roll)

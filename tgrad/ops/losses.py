@@ -19,7 +19,7 @@ from tgrad.tensor import Tensor
 
 
 def formula(name: str, function: Callable, grad: dict[str, Callable], grad_name: str) -> Pointwise:
-    """An op over broadcast operands that computes `function`, in symbols, in one kernel; with derivatives of its own."""
+    """An op over broadcast operands that computes `function`, in symbols, in one kernel; with its own derivatives."""
     row = Pointwise(name, function, promoting, grad, grad_name=grad_name)
     row.__dict__["expression"] = Expression.of(function, len(row.inputs))
     return row
@@ -127,5 +127,5 @@ _pick = Kernel("pick", ("x", "target", "classes"), _build_pick, {"x": _pick_grad
 
 
 def pick(x: Tensor, target: Tensor) -> Tensor:
-    """x[..., target[...]]: (*, C) and class indices (*,) give (*,); 0 where the index is no class. Keeps the indices."""
+    """x[..., target[...]]: (*, C) and class indices (*,) give (*,); 0 where the index is no class. Keeps indices."""
     return _pick(x, target, arange(x.shape[-1], dtype=dtypes.int64))

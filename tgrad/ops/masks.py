@@ -8,7 +8,7 @@ from tgrad import dtypes
 from tgrad.device import compute
 from tgrad.inplace import write
 from tgrad.kernels.indexing import prepare_compact, prepare_count
-from tgrad.kernels.launch import COMPILE_ONLY
+from tgrad.kernels.launch import INTERPRET
 from tgrad.layout import broadcast_shapes, numel
 from tgrad.ops import creation, pointwise as p
 from tgrad.ops.places import get_op
@@ -68,7 +68,8 @@ def _found(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     launch, blocks = prepare_count(n)
     counts = creation.empty(blocks, dtype=dtypes.int64)
     launch(counts.ptr, mask.ptr)
-    each = [0] * (blocks - 1) + [n] if COMPILE_ONLY is not None else counts.tolist()
+    computed = INTERPRET or compute.type != "cpu"  # else kernels are only compiled, or launched on a stub
+    each = counts.tolist() if computed else [0] * (blocks - 1) + [n]
     starts = [0]
     for found in each:
         starts.append(starts[-1] + found)

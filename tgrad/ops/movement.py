@@ -354,5 +354,5 @@ def triu(input: Tensor, diagonal: int = 0) -> Tensor:
 
 BOTH = (unflatten, ravel, movedim, swapaxes, broadcast_to, diagonal, diag, as_strided, flip, tile, repeat_interleave,
         tril, triu)  # fmt: skip
-ALIASES = {"moveaxis": movedim, "swapdims": swapaxes}
-METHODS = {"repeat": repeat}
+ALIASES: dict[str, Any] = {"moveaxis": movedim, "swapdims": swapaxes}
+METHODS: dict[str, Any] = {"repeat": repeat}

@@ -19,7 +19,7 @@ from tgrad.dtypes import accumulator, float32, int32, int64
 from tgrad.expression import Expression
 from tgrad.inplace import overwrite
 from tgrad.kernels.indexing import ATOMIC, Walk, prepare_get, prepare_put
-from tgrad.kernels.launch import COMPILE_ONLY, Launch
+from tgrad.kernels.launch import INTERPRET, Launch
 from tgrad.layout import Layout, broadcast_shapes, collapse, layout, numel
 from tgrad.op import Kernel, operand, pointwise_launch, result_layout
 from tgrad.ops import pointwise as p
@@ -66,11 +66,17 @@ def _total(x: Layout, dims: Dims) -> int:
     return numel(x.shape[d] for d in dims)
 
 
+def _wide(*layouts: Layout) -> bool:
+    return any(max(t.extent, t.numel) >= 2**31 for t in layouts)
+
+
 def _get_launch(x: Layout, index: Layout, dims: Dims, at: int | None, out: Layout) -> Launch | None:
     if not out.numel:
         return None
     where, counted = _walk(x, index, None, dims, at)
-    return prepare_get((x.dtype.triton, index.dtype.triton), where, counted, _total(x, dims), name="get")
+    return prepare_get(
+        (x.dtype.triton, index.dtype.triton), where, counted, _total(x, dims), wide=_wide(x, index, out), name="get"
+    )
 
 
 def _put_launch(out: Layout, index: Layout, value: Layout, dims: Dims, at: int | None, add: bool) -> Launch:
@@ -81,7 +87,15 @@ def _put_launch(out: Layout, index: Layout, value: Layout, dims: Dims, at: int |
     into = out if wide is None else wide
     where, counted = _walk(into, index, value, dims, at)
     types = into.dtype.triton, index.dtype.triton, value.dtype.triton
-    write = prepare_put(types, where, counted, _total(out, dims), add=add, name="accumulate" if add else "put")
+    write = prepare_put(
+        types,
+        where,
+        counted,
+        _total(out, dims),
+        add=add,
+        wide=_wide(into, index, value),
+        name="accumulate" if add else "put",
+    )
     if wide is None:
         return write
     widen, narrow = _cast_launch(out, wide), _cast_launch(wide, out)
@@ -226,7 +240,7 @@ def as_int64(index: Tensor) -> Tensor:
 
 def extremes(index: Tensor) -> tuple[int, int] | None:
     """Least and greatest value, where looking at them costs no synchronisation: on the CPU."""
-    if compute.type != "cpu" or COMPILE_ONLY is not None or not index.numel():
+    if compute.type != "cpu" or not INTERPRET or not index.numel():
         return None
     values = index._array()
     return int(values.min()), int(values.max())

@@ -10,7 +10,7 @@ from tgrad.aliasing import as_strided_op
 from tgrad.arguments import Number
 from tgrad.layout import numel
 from tgrad.ops import matmul as products, pointwise as p
-from tgrad.ops.reduce import sum_op
+from tgrad.ops.reduce import _sum_dtype, sum_op
 from tgrad.ops.views import permute, reshape, unsqueeze
 from tgrad.tensor import Tensor
 
@@ -35,6 +35,8 @@ def _plus(name: str, input: Tensor, product: Tensor, beta: Number, alpha: Number
             f"The expanded size of the tensor {list(product.shape)} must match the existing size: {name} cannot expand "
             f"input of sizes {list(input.shape)}"
         )
+    if not product.is_floating_point():
+        beta, alpha = int(beta), int(alpha)  # as torch has it
     if alpha != 1:
         product = product * alpha
     if beta == 0:  # nan and inf of input do not count
@@ -169,11 +171,12 @@ def _diagonals(x: Tensor, names: list[Any]) -> tuple[Tensor, list[Any]]:
     return as_strided_op(x, shape=tuple(sizes), strides=tuple(strides), offset=0), kept
 
 
-def _sum_out(x: Tensor, names: list[Any], keep: set) -> tuple[Tensor, list[Any]]:
+def _sum_out(x: Tensor, names: list[Any], keep: set, alone: bool = False) -> tuple[Tensor, list[Any]]:
     gone = tuple(d for d, n in enumerate(names) if n not in keep)
     if not gone:
         return x, names
-    return sum_op(x, dims=gone, keepdim=False, out_dtype=x.dtype), [n for n in names if n in keep]
+    kind = _sum_dtype(x.dtype, None) if alone else x.dtype  # integers grow in a sum, as torch has it, not in a product
+    return sum_op(x, dims=gone, keepdim=False, out_dtype=kind), [n for n in names if n in keep]
 
 
 def _arrange(x: Tensor, names: list[Any], order: list[Any]) -> Tensor:
@@ -235,7 +238,7 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     for i, (y, its) in enumerate(terms[1:], 2):
         later = {*out, *(n for _, others in terms[i:] for n in others)}
         x, have = _pair(x, have, y, its, later)
-    x, have = _sum_out(x, have, set(out))
+    x, have = _sum_out(x, have, set(out), alone=len(terms) == 1)
     return permute(x, [have.index(n) for n in out]) if x.ndim else x
 
 

@@ -9,7 +9,7 @@ from tgrad.device import compute
 from tgrad.dtypes import dtype
 from tgrad.inplace import write
 from tgrad.kernels.creation import prepare_creation
-from tgrad.kernels.launch import COMPILE_ONLY
+from tgrad.kernels.launch import INTERPRET
 from tgrad.kernels.random import prepare_choice
 from tgrad.layout import broadcast_shapes
 from tgrad.ops import creation, pointwise as p
@@ -139,7 +139,7 @@ def multinomial(
         raise RuntimeError("cannot sample n_sample > prob_dist.size(-1) samples without replacement")
     with modes.no_grad():
         weights = contiguous(reshape(p.cast(dtypes.float64)(input.detach()), (-1, n)))
-        if compute.type == "cpu" and COMPILE_ONLY is None:
+        if compute.type == "cpu" and INTERPRET:
             _check_weights(weights)
         rows = weights.shape[0]
         if replacement:
@@ -206,6 +206,6 @@ def _write_drawn(target: Tensor, drawn: Tensor) -> Tensor:
     return write(p.copy, target, (drawn,))
 
 
-FREE = {f.__name__: f for f in (randint, randint_like, randperm, normal)}
+FREE: dict[str, Any] = {f.__name__: f for f in (randint, randint_like, randperm, normal)}
 BOTH = (bernoulli, multinomial)
 IN_PLACE = (random_, bernoulli_, exponential_)

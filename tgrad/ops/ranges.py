@@ -130,5 +130,5 @@ def new_tensor(self: Tensor, data: Any, *, dtype: dtype | None = None, device: A
     return creation.tensor(data, **_as(self, dtype, device, requires_grad))
 
 
-FREE = {f.__name__: f for f in (linspace, logspace, empty_strided, tril_indices, triu_indices)}
-METHODS = {f.__name__: f for f in (new_empty, new_zeros, new_ones, new_full, new_tensor)}
+FREE: dict[str, Any] = {f.__name__: f for f in (linspace, logspace, empty_strided, tril_indices, triu_indices)}
+METHODS: dict[str, Any] = {f.__name__: f for f in (new_empty, new_zeros, new_ones, new_full, new_tensor)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tgrad import dtypes
+from tgrad import dtypes, modes
 from tgrad.aliasing import _in_layout_op
 from tgrad.device import compute
 from tgrad.dispatch import dispatch
@@ -13,8 +13,9 @@ from tgrad.kernels.sort import prepare_sort
 from tgrad.layout import Layout, layout, wrap_dim
 from tgrad.op import Kernel, result_layout
 from tgrad.ops import creation, pointwise as p
-from tgrad.ops.places import spread_op
-from tgrad.ops.views import contiguous, narrow, owned, transpose
+from tgrad.ops.joining import cat
+from tgrad.ops.places import get_op, spread_op
+from tgrad.ops.views import contiguous, narrow, owned, reshape, transpose
 from tgrad.storage import Storage
 from tgrad.tensor import Tensor
 
@@ -94,10 +95,49 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
         raise RuntimeError("selected index k out of range")
     if input.dtype is dtypes.bool_:
         raise RuntimeError("topk: not implemented for bool tensors: convert them first, as in x.int()")
+    if input.ndim and input.shape[d] >= 4 * _run(k):
+        return _pruned(input, k, d, largest)
     values, indices = sort(input, d, largest)
     if not input.ndim:
         return Sorted(values, indices)
     return Sorted(contiguous(narrow(values, d, 0, k)), contiguous(narrow(indices, d, 0, k)))
+
+
+def _run(k: int) -> int:
+    """The length of the pieces that `_pruned` sorts."""
+    return max(64, 4 << max(0, k - 1).bit_length())
+
+
+def _pruned(input: Tensor, k: int, d: int, largest: bool) -> Sorted:
+    """`topk` of long rows: of each piece of a row only its own first k can be among the first k of all."""
+    rows = contiguous(transpose(input, d, -1))
+    run = _run(k)
+    with modes.no_grad():
+        left, places = rows.detach(), None
+        while left.shape[-1] >= 4 * run:
+            kept = _firsts(left, k, run, largest)
+            places = kept if places is None else get_op(places, kept, dims=(left.ndim - 1,), at=None)
+            left = get_op(left, kept, dims=(left.ndim - 1,), at=None)
+        last = contiguous(narrow(sort(left, -1, largest).indices, -1, 0, k))
+        indices = last if places is None else get_op(places, last, dims=(left.ndim - 1,), at=None)
+    values = get_op(rows, indices, dims=(rows.ndim - 1,), at=None)
+    if d == input.ndim - 1:
+        return Sorted(values, indices)
+    return Sorted(contiguous(transpose(values, d, -1)), contiguous(transpose(indices, d, -1)))
+
+
+def _firsts(x: Tensor, k: int, run: int, largest: bool) -> Tensor:
+    """Where the first k of each piece of `run` elements are, and of the rest that is shorter; pieces in order."""
+    lead, n = tuple(x.shape[:-1]), x.shape[-1]
+    whole = n // run
+    pieces = reshape(narrow(x, -1, 0, whole * run), (*lead, whole, run))
+    found = narrow(sort(pieces, -1, largest).indices, -1, 0, k)
+    found = reshape(p.add(found, reshape(creation.arange(0, whole * run, run), (whole, 1))), (*lead, whole * k))
+    if n == whole * run:
+        return found
+    rest = sort(narrow(x, -1, whole * run, n - whole * run), -1, largest).indices
+    rest = p.add(narrow(rest, -1, 0, min(k, rest.shape[-1])), whole * run)
+    return cat([found, rest], -1)
 
 
 BOTH: tuple[Any, ...] = (sort, argsort, msort, topk)

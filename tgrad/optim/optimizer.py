@@ -206,6 +206,8 @@ def _check_supported(group: Mapping[str, Any]) -> None:
 
 def _converted(p: Tensor, value: Any, name: str = "") -> Any:
     """Saved state of p: tensors on its device and in its dtype, if that is floating; the step count on the host."""
+    if not isinstance(value, Tensor) and hasattr(value, "__dlpack__") and hasattr(value, "detach"):  # PyTorch's
+        value = creation.as_tensor(value.detach())
     if isinstance(value, Iterable) and not isinstance(value, (Tensor, str)):
         if isinstance(value, Mapping):
             return {k: _converted(p, v, k) for k, v in value.items()}

@@ -123,7 +123,7 @@ class SequentialLR(LRScheduler):
     """Schedulers one after another: the next begins, at its own step 0, at each of `milestones`.
 
     Raises:
-        ValueError, TypeError: none, one of another optimiser, one that steps by a metric, or milestones that do not fit.
+        ValueError, TypeError: no schedulers, one of another optimiser or by a metric, or milestones that do not fit.
     """
 
     def __init__(

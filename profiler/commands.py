@@ -1,0 +1,170 @@
+"""The subcommands beside `profile` and `env`: their arguments, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from tgrad.profiler.units import show_bytes, show_ms, signed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tgrad.profiler.compare import Change, Comparison
+    from tgrad.profiler.report import Report
+
+OK, REGRESSION = 0, 1
+
+
+def add(commands: Any) -> None:
+    """Add the subcommands to `tgrad`'s; each sets `run`, which takes the parsed arguments and returns the exit code."""
+    p = commands.add_parser(
+        "compare", help="compare two reports, and fail on a regression",
+        description="Compare report B with report A: bytes exactly, times by a rank test. Exit code 1: a regression.",
+        epilog="example:\n  tgrad compare before/ after/ --fail-on saved_bytes:0 --fail-on forward_ms:5%",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("a", metavar="A", help="folder of the report from before")
+    p.add_argument("b", metavar="B", help="folder of the report from after")
+    p.add_argument(
+        "--fail-on", action="append", default=[], metavar="FIGURE:LIMIT",
+        help="exit with 1 if FIGURE grew by more than LIMIT: saved_bytes:0, peak_bytes:1MiB, forward_ms:5%%; times "
+        "must differ by the rank test (p < 0.05) as well; may be given several times",
+    )  # fmt: skip
+    p.add_argument("--by", choices=("module", "op", "line"), default="module", help="group saved bytes by this")
+    p.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    p.set_defaults(run=_compare)
+
+
+def console() -> Console:
+    """Where tables go: not cut to 80 columns when piped into a file."""
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=200)
+
+
+def table(*headings: str, left: int = 1) -> Table:
+    """An empty table; its first `left` columns hold words, the others numbers."""
+    from rich.table import Table
+
+    made = Table(show_edge=False, pad_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if i < left else "right", no_wrap=i >= left)
+    return made
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from tgrad.profiler.compare import compare, parse_limit
+    from tgrad.profiler.reading import load
+
+    limits = [parse_limit(text) for text in given.fail_on]
+    a, b = load(given.a), load(given.b)
+    found = compare(a, b, limits, given.by)
+    if given.json:
+        print(json.dumps(_as_json(found), indent=2))
+    else:
+        _show_comparison(found, bool(a.environment.get("is_interpreted")), bool(limits))
+    return REGRESSION if found.failed else OK
+
+
+def _as_json(found: Comparison) -> dict[str, Any]:
+    def plain(c: Change) -> dict[str, Any]:
+        return {
+            "workload": c.workload, "mode": c.mode, "metric": c.metric, "before": float(c.before),
+            "after": float(c.after), "p": None if math.isnan(c.p) else c.p,
+        }  # fmt: skip
+
+    return {
+        "bytes": [plain(c) for c in found.bytes], "times": [plain(c) for c in found.times],
+        "saved": json.loads(found.saved.to_json(orient="records")), "notes": found.notes,
+        "regressions": [{**plain(c), "limit": x.text} for c, x in found.failed],
+    }  # fmt: skip
+
+
+def _percent(change: Change) -> str:
+    return "" if not change.grown else f"{100 * change.grown / change.before:+.1f} %" if change.before else "new"
+
+
+def _show_comparison(found: Comparison, interpreted: bool, gated: bool) -> None:
+    from rich.text import Text
+
+    from tgrad.profiler.environment import INTERPRETED
+
+    out = console()
+    differ = [c for c in found.bytes if c.grown]
+    if differ:
+        shown = table("workload", "mode", "figure", "before", "after", "change", "", left=3)
+        for c in differ:
+            shown.add_row(
+                c.workload, c.mode, c.metric, show_bytes(c.before), show_bytes(c.after),
+                Text(f"{signed(c.grown)} ({c.grown:+,.0f} B)", style="red" if c.grown > 0 else "green"), _percent(c),
+            )  # fmt: skip
+        out.print(shown)
+    else:
+        out.print(f"Bytes: all {len(found.bytes)} figures are the same, to the byte.")
+    if len(found.saved):
+        keys = [c for c in found.saved.columns if not c.endswith(("_before", "_after", "_change"))]
+        shown = table(*keys, "saved before", "after", "change", "tensors", left=len(keys))
+        for _, row in found.saved.iterrows():
+            change = row["bytes_change"]
+            shown.add_row(
+                *(str(row[k]) if row[k] != "" else "(top level)" if k == "module" else "" for k in keys),
+                show_bytes(row["bytes_before"]), show_bytes(row["bytes_after"]),
+                Text(signed(change), style="red" if change > 0 else "green" if change < 0 else ""),
+                f"{row['tensors_before']} -> {row['tensors_after']}",
+            )  # fmt: skip
+        out.print()
+        out.print(shown)
+    if found.times:
+        shown = table("workload", "mode", "time", "before", "after", "change", "p", left=3)
+        for c in (c for c in found.times if "host" not in c.metric):
+            shown.add_row(
+                c.workload, c.mode, c.metric, show_ms(c.before), show_ms(c.after), _percent(c),
+                Text(f"{c.p:.3f}", style="bold" if c.p < 0.05 else ""),
+            )  # fmt: skip
+        out.print()
+        out.print(shown)
+        out.print("p: of the one-sided rank test (Mann-Whitney); below 0.05 the difference is more than chance.")
+        if interpreted:
+            out.print(Text(f"times: {INTERPRETED}", style="yellow"))
+    for note in found.notes:
+        out.print(Text(f"note: {note}", style="dim"))
+    out.print()
+    for c, limit in found.failed:
+        grown = f"{_percent(c)}, p = {c.p:.3f}" if c.metric.endswith("_ms") else f"{c.grown:+,.0f} bytes"
+        out.print(
+            Text(f"REGRESSION {c.workload} in mode {c.mode}: {c.metric} {grown} (--fail-on {limit.text})", "bold red")
+        )
+    if gated and not found.failed:
+        out.print(Text("No regression.", style="green"))
+
+
+def show_twin(out: Console, report: Report, workload: str) -> None:
+    """tgrad and PyTorch, side by side: figures, then modules, then what only one of them saves."""
+    from tgrad.profiler import twins
+
+    shown = table("engine", *(heading for heading, _ in twins.columns()))
+    for engine, values in twins.rows(report.runs, report.twins, workload):
+        shown.add_row(engine, *("—" if v is None else show_bytes(v) for v in values))
+    out.print()
+    out.print(shown)
+    ours = report.saved[(report.saved["workload"] == workload) & (report.saved["mode"] == "grad")]
+    theirs = report.twin_saved[report.twin_saved["workload"] == workload]
+    if not len(theirs):
+        return
+    by_module = twins.beside(ours, theirs)
+    if not len(ours):
+        by_module = by_module[["module", "torch_bytes", "torch_tensors"]]
+    shown = table(*(c.replace("_", " ") for c in by_module.columns))
+    for _, row in by_module.iterrows():
+        values = row.iloc[1:].items()
+        shown.add_row(row["module"] or "(top level)", *(show_bytes(v) if "bytes" in c else f"{v:,}" for c, v in values))
+    out.print()
+    out.print(shown)
+    if len(ours):
+        for line in twins.sentences(twins.only(ours, theirs)):
+            out.print(line)
