@@ -7,7 +7,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from tgrad.profiler.units import show_bytes, show_ms, signed
+from tgrad.profiler.errors import ProfilerError
+from tgrad.profiler.units import parse_bytes, show_bytes, show_ms, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,21 @@ def add(commands: Any) -> None:
     p.add_argument("--by", choices=("module", "op", "line"), default="module", help="group saved bytes by this")
     p.add_argument("--json", action="store_true", help="print the comparison as JSON")
     p.set_defaults(run=_compare)
+    p = commands.add_parser(
+        "scale", help="bytes against batch size, and the largest batch that fits",
+        description="Measure a workload at several batch sizes, fit a line in each mode, and check it on the largest.",
+    )  # fmt: skip
+    p.add_argument("workload", metavar="WORKLOAD", help="a name, or file.py:factory with a parameter batch_size")
+    p.add_argument("--batch-sizes", default="32,64,128,256", metavar="A,B,C", help="default: 32,64,128,256")
+    p.add_argument("--memory", metavar="SIZE", help="what must fit, such as 24GiB")
+    p.add_argument("--modes", default="grad,no_grad,inference_mode", metavar="A,B", help="as for profile")
+    p.add_argument("--dtype", default="float32", help="float16, bfloat16, float32 (the default) or float64")
+    p.add_argument("--width", type=int, metavar="N", help="width of mlp's hidden layers")
+    p.add_argument("--depth", type=int, metavar="N", help="number of mlp's hidden layers")
+    p.add_argument("--out", metavar="DIR", help="write scale.csv, laws.csv and the plot into this new folder")
+    p.add_argument("--force", action="store_true", help="replace what is in DIR")
+    p.add_argument("--json", action="store_true", help="print the laws as JSON")
+    p.set_defaults(run=_scale)
 
 
 def console() -> Console:
@@ -168,3 +184,45 @@ def show_twin(out: Console, report: Report, workload: str) -> None:
     if len(ours):
         for line in twins.sentences(twins.only(ours, theirs)):
             out.print(line)
+
+
+def _scale(given: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from tgrad.profiler import output
+    from tgrad.profiler.records import ALL_MODES
+    from tgrad.profiler.scale import scale
+
+    if given.out is not None:
+        output.check(given.out, given.force)
+    try:
+        sizes = [int(n) for n in given.batch_sizes.split(",") if n.strip()]
+        memory = None if given.memory is None else parse_bytes(given.memory)
+    except ValueError as error:
+        raise ProfilerError(f"--batch-sizes and --memory: {error}; give 32,64,128 and 24GiB") from None
+    modes = ALL_MODES if given.modes == "all" else [m.strip() for m in given.modes.split(",") if m.strip()]
+    found = scale(
+        given.workload, sizes, modes, memory_bytes=memory, dtype=given.dtype, width=given.width, depth=given.depth
+    )
+    if given.out is not None:
+        found.save(given.out, given.force)
+    if given.json:
+        print(json.dumps([{k: None if v != v else v for k, v in asdict(x).items()} for x in found.laws], indent=2))
+        return OK
+    out = console()
+    fits = () if memory is None else (f"largest batch in {show_bytes(memory)}",)
+    shown = table("mode", "figure", "fixed", "a row", "95 % interval", "batch", "line says", "measured", *fits, left=2)
+    for x in found.laws:
+        largest = "any" if x.largest_batch < 0 else f"{x.largest_batch:,}"
+        shown.add_row(
+            x.mode, x.figure, show_bytes(x.fixed_bytes), f"{x.per_row_bytes:,.1f} B", f"±{x.per_row_ci_bytes:,.1f} B",
+            f"{x.checked_batch:,}", show_bytes(x.checked_predicted_bytes),
+            f"{show_bytes(x.checked_measured_bytes)} ({100 * x.error:.2f} % off)",
+            *([largest if x.figure == "peak_bytes" else ""] if fits else []),
+        )  # fmt: skip
+    out.print(shown)
+    held = any(p.is_held_out for p in found.points)
+    out.print("The batch in the table had no part in the fit." if held else "Give four sizes to hold one out.")
+    if given.out is not None:
+        out.print(f"The plot is in {given.out}/scale.png")
+    return OK

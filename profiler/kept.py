@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from tgrad import graph
 from tgrad.autograd.graph import SavedRecord, nodes
 from tgrad.graph import Node, Origin, Packed, Saved
 from tgrad.tensor import Tensor
@@ -12,12 +16,60 @@ from tgrad.tensor import Tensor
 NOWHERE = Origin("", "", 0, "")
 
 
-def kept_by(results: list[Tensor]) -> list[SavedRecord]:
+@dataclass(frozen=True)
+class Kept(SavedRecord):
+    """A SavedRecord, and why: reason and kind as in a SavedRow. saved_id: of the engine's object, while it lives."""
+
+    reason: str = ""
+    kind: str = ""
+    saved_id: int = 0
+
+
+class Watch:
+    """When tensors are saved, and when backward first uses them: by the id of the engine's object, in ns."""
+
+    def __init__(self) -> None:
+        self.saved: dict[int, int] = {}
+        self.used: dict[int, int] = {}
+        self.listening = True
+
+    def on_save(self, saved: Saved) -> None:
+        if self.listening:  # not to what backward itself saves, under ids of objects that are gone
+            self.saved[id(saved)] = time.perf_counter_ns()
+
+    @contextmanager
+    def on(self) -> Iterator[Watch]:
+        """Listen inside the block."""
+        before, plain, packed = graph.on_save, Saved.unpack, Packed.unpack
+
+        def on_save(saved: Saved) -> None:
+            self.on_save(saved)
+            if before is not None:
+                before(saved)
+
+        def noting(unpack: Any) -> Any:
+            def noted(saved: Saved, node: Node) -> Tensor:
+                if not self.listening:
+                    self.used.setdefault(id(saved), time.perf_counter_ns())
+                return unpack(saved, node)
+
+            return noted
+
+        graph.on_save = on_save
+        Saved.unpack, Packed.unpack = noting(plain), noting(packed)  # type: ignore[method-assign]
+        try:
+            yield self
+        finally:
+            graph.on_save = before
+            Saved.unpack, Packed.unpack = plain, packed  # type: ignore[method-assign]
+
+
+def kept_by(results: list[Tensor]) -> list[Kept]:
     """What the graph behind `results` keeps for backward, oldest node first.
 
     What a pack hook made of a tensor counts as what it is; the inputs of a checkpoint count at its first node, once.
     """
-    found: list[SavedRecord] = []
+    found: list[Kept] = []
     frames: dict[int, Any] = {}  # held, so that no id recurs
     for node in nodes(*results):
         for s in node.saved or ():
@@ -25,12 +77,15 @@ def kept_by(results: list[Tensor]) -> list[SavedRecord]:
     return found
 
 
-def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[SavedRecord]:
+def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[Kept]:
+    op, why = node.rule.op.grad_name, reason(node, s.name)
     if not isinstance(s, Packed):
-        yield _record(node, node.rule.op.grad_name, s.name, s, s.storage)
+        own = s.edge is graph._ITSELF
+        kind = "leaf" if isinstance(s.edge, Tensor) else "result" if own else "value"
+        yield _record(node, op, s.name, s, s.storage, why, kind, id(s))
         return
     for t in _tensors(s.packed):
-        yield _record(node, node.rule.op.grad_name, s.name, t, t.storage)
+        yield _record(node, op, s.name, t, t.storage, why, "packed", id(s))
     frame = getattr(s.unpack_hook, "__self__", None)
     inputs = getattr(frame, "args", None)
     if inputs is None or id(frame) in frames:
@@ -40,10 +95,19 @@ def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[SavedRecord]:
         if isinstance(a, Packed):
             yield from _of(node, a, frames)
         elif isinstance(a, Saved):
-            yield _record(node, "Checkpoint", a.name, a, a.storage)
+            kind = "leaf" if isinstance(a.edge, Tensor) else "value"
+            yield _record(node, "Checkpoint", a.name, a, a.storage, "running it again", kind, id(a))
     state = getattr(frame, "random", None)
     if isinstance(state, Tensor):
-        yield _record(node, "Checkpoint", "random state", state, state.storage)
+        yield _record(node, "Checkpoint", "random state", state, state.storage, "running it again", "value", 0)
+
+
+def reason(node: Node, argument: str) -> str:
+    """Which gradients need what a node saved under this name: "gradient of input, weight"."""
+    op = node.rule.op
+    inputs, needs = getattr(op, "inputs", ()), getattr(op, "needs", {})
+    wanted = [inputs[i] for i in node.rule.wanted if i < len(inputs) and argument in needs.get(inputs[i], ())]
+    return f"gradient of {', '.join(wanted)}" if wanted else "saved by its forward"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -57,17 +121,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(v)
 
 
-def _record(node: Node, op: str, argument: str, of: Saved | Tensor, storage: Any) -> SavedRecord:
+def _record(
+    node: Node, op: str, argument: str, of: Saved | Tensor, storage: Any, why: str, kind: str, saved_id: int
+) -> Kept:
     at = node.origin or NOWHERE
     layout = of.layout
-    leaf = isinstance(of, Saved) and isinstance(of.edge, Tensor)
-    return SavedRecord(
-        op, argument, tuple(layout.shape), layout.dtype.name, storage.id, storage.nbytes, layout.nbytes, leaf,
-        at.module, at.file, at.line, at.function, node.key,
+    return Kept(
+        op, argument, tuple(layout.shape), layout.dtype.name, storage.id, storage.nbytes, layout.nbytes, kind == "leaf",
+        at.module, at.file, at.line, at.function, node.key, why, kind, saved_id,
     )  # fmt: skip
 
 
-def held_leaves(results: list[Tensor], known: set[int]) -> list[SavedRecord]:
+def held_leaves(results: list[Tensor], known: set[int]) -> list[Kept]:
     """Leaves that the graph holds only as the goals of gradients: inputs that require grad and were not saved.
 
     Args:
@@ -79,9 +144,9 @@ def held_leaves(results: list[Tensor], known: set[int]) -> list[SavedRecord]:
             if isinstance(edge, Tensor) and edge.storage.id not in known:
                 found.setdefault(id(edge), (node, edge))
     return [
-        SavedRecord(
+        Kept(
             "AccumulateGrad", "leaf", tuple(t.shape), t.dtype.name, t.storage.id, t.storage.nbytes, 0, True,
-            "", "", 0, "", n.key,
+            "", "", 0, "", n.key, "where its gradient goes", "held",
         )
         for n, t in found.values()
     ]  # fmt: skip

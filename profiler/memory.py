@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import tgrad
-from tgrad.autograd.graph import SavedRecord, nodes
+from tgrad.autograd.graph import nodes
 from tgrad.nn import Module
 from tgrad.profiler.contexts import entered, has_graph
 from tgrad.profiler.errors import ProfilerError, one_line
-from tgrad.profiler.kept import held_leaves, kept_by
+from tgrad.profiler.kept import Kept, Watch, held_leaves, kept_by
 from tgrad.profiler.origins import recorded, shown
 from tgrad.profiler.records import EventRow, SavedRow
 from tgrad.profiler.workloads import Workload, tensors_in, where
@@ -159,12 +159,12 @@ def measure(workload: Workload, mode: str, run_id: str, on_batch: Callable[[], N
     with gradients_put_back(model):
         _warm_up(workload, mode)
         gc.collect()
-        timeline = Timeline()
+        timeline, watch = Timeline(), Watch()
         before = ledger.live_bytes
         results: list[Tensor] = []
         roots: list[Tensor] = []
         batch_ids: set[int] = set()
-        with ledger.subscribe(timeline), recorded(), entered(mode, model):
+        with ledger.subscribe(timeline), recorded(), watch.on(), entered(mode, model):
             for _ in range(workload.held):
                 new, ids = _one(workload, mode)
                 results += new
@@ -173,6 +173,7 @@ def measure(workload: Workload, mode: str, run_id: str, on_batch: Callable[[], N
                 del new
                 on_batch()
             timeline.phase = "held"
+            watch.listening = False
             after = ledger.live_bytes
             kept = kept_by(results)
             kept += held_leaves(results, {s.storage_id for s in kept} | {p.storage.id for p in parameters(model)})
@@ -194,8 +195,12 @@ def measure(workload: Workload, mode: str, run_id: str, on_batch: Callable[[], N
         "peak_bytes": timeline.peak(before, ("forward", "held", "backward", "after")) - other,
     }
     number = Numbering()
-    rows = _saved_rows(kept, kinds, (run_id, workload.name, mode), number)
     start = timeline.events[0][0] if timeline.events else 0
+    freed = {i: t for t, action, i, *_ in timeline.events if action == "free"}
+    times = [tuple(v - start if v else -1 for v in (
+        watch.saved.get(k.saved_id, 0), watch.used.get(k.saved_id, 0), freed.get(k.storage_id, 0)
+    )) for k in kept]  # fmt: skip
+    rows = _saved_rows(kept, times, kinds, (run_id, workload.name, mode), number)
     events = [
         EventRow(run_id, workload.name, mode, t - start, action, number(i), size, live, phase, kinds.of(i))
         for t, action, i, size, live, phase in timeline.events
@@ -224,7 +229,7 @@ class Kinds:
     """What each storage is live for: of parameter, output, input and intermediate, the first that it is."""
 
     def __init__(
-        self, model: Any, batch_ids: set[int], results: list[Tensor], kept: list[SavedRecord], timeline: Timeline
+        self, model: Any, batch_ids: set[int], results: list[Tensor], kept: list[Kept], timeline: Timeline
     ) -> None:
         self.parameters = {p.storage.id: p.storage.nbytes for p in parameters(model)}
         self.buffers = {b.storage.id: b.storage.nbytes for b in buffers(model)}
@@ -248,7 +253,7 @@ class Kinds:
             return "intermediate"
         return "gradient" if i in self.gradients else "temporary"
 
-    def figures(self, kept: list[SavedRecord], output_ids: set[int], before: int, after: int) -> dict[str, int]:
+    def figures(self, kept: list[Kept], output_ids: set[int], before: int, after: int) -> dict[str, int]:
         """The byte columns of a RunRecord, but for the peaks."""
         by_kind = {
             kind: {i: n for i, n in self.kept.items() if self.of(i) == kind}
@@ -285,30 +290,20 @@ class Numbering:
         return self.known.setdefault(i, len(self.known) + 1)
 
 
-def _saved_rows(kept: list[SavedRecord], kinds: Kinds, head: tuple[str, str, str], number: Numbering) -> list[SavedRow]:
+def _saved_rows(
+    kept: list[Kept], times: list[tuple[int, ...]], kinds: Kinds, head: tuple[str, str, str], number: Numbering
+) -> list[SavedRow]:
     charged: set[int] = set()
     rows = []
-    for seq, s in enumerate(kept):
+    for seq, (s, when) in enumerate(zip(kept, times)):
         shape = "x".join(map(str, s.shape)) or "()"
+        category, file, size = kinds.of(s.storage_id), shown(s.file), s.storage_bytes
         rows.append(
             SavedRow(
-                *head,
-                seq,
-                s.op,
-                s.argument,
-                kinds.of(s.storage_id),
-                s.module,
-                shown(s.file),
-                s.line,
-                s.function,
-                shape,
-                s.dtype,
-                number(s.storage_id),
-                s.is_leaf,
-                s.logical_bytes,
-                s.storage_bytes,
-                0 if s.storage_id in charged else s.storage_bytes,
-            )  # fmt: skip
-        )
+                *head, seq, s.op, s.argument, category, s.module, file, s.line, s.function, shape, s.dtype,
+                number(s.storage_id), s.is_leaf, s.logical_bytes, size, 0 if s.storage_id in charged else size,
+                s.reason, s.kind, *when,
+            )
+        )  # fmt: skip
         charged.add(s.storage_id)
     return rows

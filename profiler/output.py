@@ -11,9 +11,11 @@ from pathlib import Path
 from tgrad.profiler.errors import ProfilerError
 
 # What a report consists of: with `force`, a folder that holds anything else is not replaced.
-FILES = (
-    "report.html", "summary.md", "runs.csv", "samples.csv", "saved.csv", "events.csv", "env.json",
-    "twins.csv", "twin_saved.csv",
+FILES = ("report.html", "summary.md", "runs.csv", "samples.csv", "saved.csv", "events.csv", "env.json")
+# Those that only some have: of a twin, of a scale law, and exports beside a report.
+OPTIONAL = (
+    "twins.csv", "twin_saved.csv", "scale.csv", "laws.csv", "scale.png", "scale.svg", "trace.json.gz",
+    "snapshot.pickle", "saved.speedscope.json", "bench.json",
 )  # fmt: skip
 FOLDERS = ("plots",)
 PLOTS = (".png",)
@@ -59,7 +61,7 @@ def _check_existing(path: Path, out: str | os.PathLike, force: bool) -> None:
             f"--out {out}: the folder exists and is not empty; add --force to replace it, or name another"
         )
     for found in path.iterdir():
-        known = found.is_file() and found.name in FILES or found.is_dir() and found.name in FOLDERS
+        known = found.is_file() and found.name in (*FILES, *OPTIONAL) or found.is_dir() and found.name in FOLDERS
         if not known or found.is_dir() and any(p.suffix not in PLOTS for p in found.iterdir()):
             raise ProfilerError(
                 f"--out {out}: the folder holds {found.name}, which is not part of a report, so --force does not "

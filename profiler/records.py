@@ -6,7 +6,7 @@ nanoseconds. Nothing is scaled before it is shown. What cannot be measured is Na
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 MODES = ("grad", "no_grad", "inference_mode")  # those that are measured unless others are asked for
@@ -112,7 +112,10 @@ class SavedRow:
     """One tensor that the graph keeps: a row of saved.csv.
 
     op and argument name the operation that saved it and which of its tensors it is; module, file, line and function say
-    where that was called. charged_bytes is storage_bytes at the first row of a storage, 0 after: sums are safe.
+    where that was called. charged_bytes is storage_bytes at the first row of a storage, 0 after: sums are safe. reason
+    names the gradients whose formulas need it. kind: `leaf`, `result` (of the op itself), `value` (an input of it),
+    `packed` (by a saved-tensor hook) or `held` (no formula needs it). The times count from the first event: when it was
+    saved, when backward first used it, when its memory was freed; -1: not within the run.
     """
 
     run_id: str
@@ -133,6 +136,11 @@ class SavedRow:
     logical_bytes: int
     storage_bytes: int
     charged_bytes: int
+    reason: str = ""
+    kind: str = ""
+    saved_at_ns: int = field(default=-1, compare=False)
+    used_at_ns: int = field(default=-1, compare=False)
+    freed_at_ns: int = field(default=-1, compare=False)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch  # noqa: TID251  the twin runs PyTorch
-from torch import nn  # noqa: TID251
+import torch
+from torch import nn
 
 from tgrad.profiler import digits
 from tgrad.profiler.errors import ProfilerError

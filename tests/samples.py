@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import tgrad
-from tests import samples_moving
+from tests import samples_moving, samples_nn
 from tests.samples_numeric import NUMERIC
 from tests.samples_reduce import FURTHER
 from tests.sampling import (
@@ -342,7 +342,7 @@ DROPOUT = [
 SAMPLES: list[Sample] = [
     *ARITHMETIC, *FUNCTIONS, *CONDITIONS, *NUMERIC, *CASTS, *REDUCTIONS, *FURTHER,
     *FUSED, *PRODUCTS, *VIEWS, *ALIASES, *DROPOUT,
-    *samples_moving.SAMPLES,
+    *samples_moving.SAMPLES, *samples_nn.SAMPLES,
 ]  # fmt: skip
 DIFFERENTIABLE = [s for s in SAMPLES if s.differentiable]
-ROW_SAMPLES = [s for s in SAMPLES if isinstance(s.op, p.Pointwise)]
+ROW_SAMPLES = [s for s in SAMPLES if isinstance(s.op, p.Pointwise) and s not in samples_nn.SAMPLES]

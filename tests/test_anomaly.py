@@ -80,7 +80,7 @@ def test_nan(M):
         x = M.tensor([0.0, 1.0], requires_grad=True)
         with M.autograd.set_detect_anomaly(True, check_nan):
             y = (x * 0).sqrt() * 0
-            value, warned = caught(lambda: y.sum().backward())  # noqa: B023
+            value, warned = caught(lambda: y.sum().backward())
         found.append((value, [(c, t[:60]) for c, t in warned]))
     return found
 
@@ -96,7 +96,7 @@ def test_which_output(M):
     ):  # fmt: skip
         x, w = (M.tensor([0.0, 1.0], requires_grad=r) for r in (False, True))
         with M.autograd.set_detect_anomaly(True):
-            found.append(caught(lambda: make(x, w).sum().backward())[0])  # noqa: B023
+            found.append(caught(lambda: make(x, w).sum().backward())[0])
     return found
 
 

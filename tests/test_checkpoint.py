@@ -49,7 +49,7 @@ def test_gradients_and_runs(M):
         found += [y, f.calls, y.requires_grad]
         y.sum().backward()
         found += [x.grad, f.calls, f.finished]
-        found.append(attempt(lambda: y.sum().backward()).text[:60])  # noqa: B023
+        found.append(attempt(lambda: y.sum().backward()).text[:60])
         f, x = Counted(), leaf(M)
         y = checkpoint(f, x, use_reentrant=form)
         y.sum().backward(retain_graph=True)
@@ -110,9 +110,9 @@ def test_an_error_in_the_function(M):
     found = []
     for form in FORMS:
         state = []
-        found.append(attempt(lambda: M.utils.checkpoint.checkpoint(fails, leaf(M), use_reentrant=form)))  # noqa: B023
+        found.append(attempt(lambda: M.utils.checkpoint.checkpoint(fails, leaf(M), use_reentrant=form)))
         y = M.utils.checkpoint.checkpoint(later, leaf(M), use_reentrant=form)
-        found += [attempt(lambda: y.sum().backward()), M.is_grad_enabled()]  # noqa: B023
+        found += [attempt(lambda: y.sum().backward()), M.is_grad_enabled()]
     return found
 
 
@@ -236,7 +236,7 @@ def test_an_input_written_since(M):
         h = x * 2
         y = M.utils.checkpoint.checkpoint(lambda h: h.exp().sin(), h, use_reentrant=form)
         h.add_(1)
-        found.append(attempt(lambda: y.sum().backward()).text[:90])  # noqa: B023
+        found.append(attempt(lambda: y.sum().backward()).text[:90])
     return found
 
 

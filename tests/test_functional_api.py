@@ -70,9 +70,9 @@ def test_create_graph(M):
         for create_graph in (False, True):
             x, w = inputs(M, requires_grad)
             for call in (
-                lambda **k: F.jacobian(one, x, **k), lambda **k: F.hessian(scalar, (x, w), **k),  # noqa: B023
-                lambda **k: F.vjp(one, x, w, **k), lambda **k: F.jvp(one, x, x.detach(), **k),  # noqa: B023
-                lambda **k: F.vhp(scalar, (x, w), (x, w), **k), lambda **k: F.hvp(scalar, (x, w), (x, w), **k),  # noqa: B023
+                lambda **k: F.jacobian(one, x, **k), lambda **k: F.hessian(scalar, (x, w), **k),
+                lambda **k: F.vjp(one, x, w, **k), lambda **k: F.jvp(one, x, x.detach(), **k),
+                lambda **k: F.vhp(scalar, (x, w), (x, w), **k), lambda **k: F.hvp(scalar, (x, w), (x, w), **k),
             ):  # fmt: skip
                 found.append(flags(call(create_graph=create_graph)))
     x, w = inputs(M, True)

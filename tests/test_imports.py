@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAY_IMPORT_TORCH = {"tgrad.storage", "tgrad.device", "tgrad.interop", "tgrad.profiler.torch_twin"}
+MAY_IMPORT_TORCH = {
+    "tgrad.storage", "tgrad.device", "tgrad.interop", "tgrad.profiler.torch_twin", "tgrad.profiler.torch_models",
+}  # fmt: skip
 KERNELS_MAY_IMPORT = {"triton", "numpy", "__future__", *sys.stdlib_module_names}
 LONGEST = 450
 

@@ -136,7 +136,7 @@ def test_a_generator_that_ignores_its_end():
                 try:
                     yield 1
                 except GeneratorExit:
-                    seen.append(state(M))  # noqa: B023
+                    seen.append(state(M))
 
         seen = []
         g = stubborn()

@@ -174,9 +174,9 @@ def test_outputs_that_are_no_tensors(M):
     for wrap in (lambda t: {"a": t}, lambda t: [t], lambda t: 3, lambda t: (t, "text", None), lambda t: ()):
         seen = []
         module = Gives(wrap)
-        module.register_full_backward_hook(lambda m, gi, go: seen.append((gi, go)))  # noqa: B023
+        module.register_full_backward_hook(lambda m, gi, go: seen.append((gi, go)))
         x = M.ones(2, requires_grad=True)
-        out, warned = caught(lambda: module(x))  # noqa: B023
+        out, warned = caught(lambda: module(x))
         if isinstance(out, tuple) and out:
             out[0].sum().backward()
         found.append((seen, [(c, text[:60]) for c, text in warned], x.grad))

@@ -199,7 +199,8 @@ def share(t: Any) -> Any:
 
     storage = adopt(t.view(-1).view(torch.uint8))
     kind = getattr(tgrad, str(t.dtype).rpartition(".")[2])
-    return make(layout(kind, tuple(t.shape), None, compute, storage.ptr % 16 == 0), storage, storage.ptr, Version.zero())
+    to = layout(kind, tuple(t.shape), None, compute, storage.ptr % 16 == 0)
+    return make(to, storage, storage.ptr, Version.zero())
 
 
 def as_torch(t: Any) -> Any:

@@ -143,7 +143,7 @@ def dense(run: Run) -> None:
     for dtype in (tgrad.float32, tgrad.float64, tgrad.bfloat16, tgrad.float16, tgrad.int64):
         block = 2048 if dtype.itemsize == 2 else 1024
         a, b = tgrad.ones(100, 41, dtype=dtype), tgrad.ones(100, 41, dtype=dtype)
-        c, launch = run.one(lambda: a + b)  # noqa: B023
+        c, launch = run.one(lambda: a + b)
         assert values(launch) == at(c, a, b) + i32(4100), dtype
         assert (launch.grid, launch.threads) == ((-(-4100 // block), 1, 1), 128), dtype
 
@@ -154,7 +154,7 @@ def scalars(run: Run) -> None:
 
     x = tgrad.ones(7)
     for number in (0.1, 2, -3.5, True, math.inf, -math.inf, 1e300, 5e-324):
-        y, launch = run.one(lambda: x * number)  # noqa: B023
+        y, launch = run.one(lambda: x * number)
         kind = "i64" if isinstance(number, int) else "fp32"
         assert values(launch) == [*at(y, x), pack(kind, number), *i32(7)], number
     y, launch = run.one(lambda: x * math.nan)
@@ -164,7 +164,7 @@ def scalars(run: Run) -> None:
     assert values(launch) == [*at(y, wide), pack("fp64", 0.1), *i32(7)]
     whole = tgrad.ones(7, dtype=tgrad.int64)
     for number in (2**62, -(2**63), -1):
-        y, launch = run.one(lambda: whole + number)  # noqa: B023
+        y, launch = run.one(lambda: whole + number)
         assert values(launch) == [*at(y, whole), *i64(number), *i32(7)]
     half = tgrad.ones(7, dtype=tgrad.bfloat16)
     y, launch = run.one(lambda: tgrad.clamp(half, -0.3, 0.7))
@@ -331,10 +331,10 @@ def linear(run: Run) -> None:
         x, w, b = tgrad.ones(33, 48, dtype=dtype), tgrad.ones(20, 48, dtype=dtype), tgrad.ones(20, dtype=dtype)
         for t in (x, w, b):
             t.requires_grad_()
-        y, launch = run.one(lambda: F.linear(x, w, b))  # noqa: B023
+        y, launch = run.one(lambda: F.linear(x, w, b))
         assert values(launch) == at(y, x, w, b) + i32(33, 20, 48) + i32(48, 48) + i32(0)
         g = tgrad.ones(33, 20, dtype=dtype)
-        _, found = run.launches(lambda: y.backward(g))  # noqa: B023
+        _, found = run.launches(lambda: y.backward(g))
         outs = {v.values[0]: values(v) for v in found}
         assert outs[at(x.grad)[0]][1:] == at(g, w) + i32(33, 48, 20) + i32(20, 48)
         assert outs[at(w.grad)[0]][1:] == at(g, x) + i32(20, 48, 33) + i32(20, 48)
@@ -408,9 +408,9 @@ def training_step(run: Run) -> None:
         for _ in range(2):
 
             def step() -> None:
-                optimizer.zero_grad()  # noqa: B023
+                optimizer.zero_grad()
                 nn.functional.mse_loss(model(tgrad.ones(16, 12)), tgrad.ones(16, 3)).backward()
-                optimizer.step()  # noqa: B023
+                optimizer.step()
 
             _, found = run.launches(step)
             assert len(found) > 10
@@ -463,7 +463,7 @@ def sample_table(run: Run) -> None:
             arguments = sample.build(c, tgrad.float32)[0]
 
             def both() -> None:
-                out = sample.ours(*arguments, **c.settings)  # noqa: B023
+                out = sample.ours(*arguments, **c.settings)
                 if out.requires_grad:
                     out.backward(tgrad.ones_like(out))
 

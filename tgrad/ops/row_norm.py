@@ -5,7 +5,7 @@ All work on x as (B, G, P, S): B * G rows of P channels with S elements each. Ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tgrad import dtypes
 from tgrad.device import compute
@@ -129,20 +129,20 @@ def _fast_weight(
     return _weight_backward(g, x, mean, rstd, kind=weight_dtype)
 
 
-def _op(name: str, grad_name: str) -> Kernel:
+def _bias_grad(g: Tensor, *, bias_dtype: dtypes.dtype) -> Tensor:
+    return sum_op(g, dims=(0, 3), keepdim=True, out_dtype=bias_dtype)
+
+
+def _op(name: str, grad_name: str, **bias: Callable) -> Kernel:
     return Kernel(
-        name, ("x", "weight", "bias", "eps"), _build,
-        {
-            "x": _input_grad, "weight": _weight_grad,
-            "bias": lambda g, *, bias_dtype: sum_op(g, dims=(0, 3), keepdim=True, out_dtype=bias_dtype),
-        },
+        name, ("x", "weight", "bias", "eps"), _build, {"x": _input_grad, "weight": _weight_grad, **bias},
         settings=("rms",), results=("out", "mean", "rstd"), grad_name=grad_name,
         fast={"x": _fast_input, "weight": _fast_weight},
     )  # fmt: skip
 
 
-_layer_norm = _op("layer_norm", "NativeLayerNorm")
-_group_norm = _op("group_norm", "NativeGroupNorm")
+_layer_norm = _op("layer_norm", "NativeLayerNorm", bias=_bias_grad)
+_group_norm = _op("group_norm", "NativeGroupNorm", bias=_bias_grad)
 _rms_norm = _op("rms_norm", "FusedRmsNorm")
 
 
