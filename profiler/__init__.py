@@ -12,8 +12,21 @@ from __future__ import annotations
 
 from tgrad.profiler.api import profile
 from tgrad.profiler.errors import ProfilerError
-from tgrad.profiler.records import MODES
+from tgrad.profiler.leaks import Leaks, leaks
+from tgrad.profiler.recording import record
+from tgrad.profiler.records import ALL_MODES, MODES
 from tgrad.profiler.report import Report
 from tgrad.profiler.workloads import Options, Workload
 
-__all__ = ["MODES", "Options", "ProfilerError", "Report", "Workload", "profile"]
+__all__ = [
+    "ALL_MODES",
+    "MODES",
+    "Leaks",
+    "Options",
+    "ProfilerError",
+    "Report",
+    "Workload",
+    "leaks",
+    "profile",
+    "record",
+]

@@ -53,6 +53,19 @@ def add(commands: Any) -> None:
     p.add_argument("--force", action="store_true", help="replace what is in DIR")
     p.add_argument("--json", action="store_true", help="print the laws as JSON")
     p.set_defaults(run=_scale)
+    p = commands.add_parser("export", help="write a report for Perfetto, memory_viz, speedscope or pytest-benchmark")
+    p.add_argument("report", metavar="REPORT", help="folder of a report")
+    p.add_argument("--to", required=True, metavar="FORMAT", help="perfetto, memviz, speedscope or pytest-benchmark")
+    p.add_argument("--file", metavar="FILE", help="write here (default: a file in the report's folder)")
+    p.set_defaults(run=_export)
+    p = commands.add_parser(
+        "leaks", help="does memory grow, and which variable holds it?",
+        description="Run one iteration of a loop again and again. Exit code 1: memory grows.",
+    )  # fmt: skip
+    p.add_argument("script", metavar="FILE.PY:FUNCTION", help="a function that runs one iteration")
+    p.add_argument("--iterations", type=int, default=8, metavar="N", help="iterations that count (default: 8)")
+    p.add_argument("--json", action="store_true", help="print what was found as JSON")
+    p.set_defaults(run=_leaks)
 
 
 def console() -> Console:
@@ -215,7 +228,8 @@ def _scale(given: argparse.Namespace) -> int:
     for x in found.laws:
         largest = "any" if x.largest_batch < 0 else f"{x.largest_batch:,}"
         shown.add_row(
-            x.mode, x.figure, show_bytes(x.fixed_bytes), f"{x.per_row_bytes:,.1f} B", f"±{x.per_row_ci_bytes:,.1f} B",
+            x.mode, x.figure, show_bytes(round(x.fixed_bytes)), f"{x.per_row_bytes:,.1f} B",
+            f"±{x.per_row_ci_bytes:,.1f} B",
             f"{x.checked_batch:,}", show_bytes(x.checked_predicted_bytes),
             f"{show_bytes(x.checked_measured_bytes)} ({100 * x.error:.2f} % off)",
             *([largest if x.figure == "peak_bytes" else ""] if fits else []),
@@ -223,6 +237,35 @@ def _scale(given: argparse.Namespace) -> int:
     out.print(shown)
     held = any(p.is_held_out for p in found.points)
     out.print("The batch in the table had no part in the fit." if held else "Give four sizes to hold one out.")
+    for x in found.laws:
+        if x.error > 0.02:
+            out.print(
+                f"{x.mode}: {x.figure} is no straight line over these sizes ({100 * x.error:.1f} % off at batch "
+                f"{x.checked_batch}): give larger ones before you trust the largest batch."
+            )
     if given.out is not None:
         out.print(f"The plot is in {given.out}/scale.png")
     return OK
+
+
+def _export(given: argparse.Namespace) -> int:
+    from tgrad.profiler.exports import export
+    from tgrad.profiler.reading import load
+
+    print(f"Wrote {export(load(given.report), given.to, given.file)}")
+    return OK
+
+
+def _leaks(given: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from tgrad.profiler.leaks import leaks
+    from tgrad.profiler.workloads import function
+
+    found = leaks(function(given.script), iterations=given.iterations)
+    if given.json:
+        print(json.dumps({**asdict(found), "found": found.found}, indent=2))
+    else:
+        for line in found.sentences():
+            print(line)
+    return REGRESSION if found.found else OK

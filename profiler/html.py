@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pandas as pd
 
-from tgrad.profiler import aggregate, tables, twins
+from tgrad.profiler import aggregate, lifetimes, tables, twins
 from tgrad.profiler.environment import INTERPRETED
 from tgrad.profiler.units import show_bytes
 
@@ -69,6 +69,7 @@ def _workload(report: Report, name: str, figures: list[tuple[str, str, str]]) ->
         ],
         "changes": [tables.change_cells(row) for _, row in _changes(report, name)],
         "explained": _explained(report, name),
+        "idle": _idle(report, name),
         "figures": figures,
         "sources": _sources(report, name),
         "residual": 0 if runs.empty else int(runs["residual_bytes"].abs().max()),
@@ -105,6 +106,22 @@ def _twin(report: Report, workload: str) -> dict[str, Any] | None:
         "modules": [(tables.location(row), list(row)[1:]) for _, row in twins.beside(ours, theirs).iterrows()],
         "sentences": twins.sentences(twins.only(ours, theirs)) if len(ours) else [],
     }
+
+
+IDLE = 12  # rows of the table of idle memory
+
+
+def _idle(report: Report, workload: str) -> list[dict[str, Any]]:
+    """The storages that lie idle between forward and backward, the most byte-milliseconds first."""
+    table = lifetimes.idle(report.saved, report.events, workload)
+    return [
+        {
+            "module": tables.location(row), "op": row["op"], "argument": row["argument"],
+            "shape": row["shape"].replace("x", " x "), "bytes": int(row["bytes"]), "idle_ms": float(row["idle_ms"]),
+            "byte_ms": float(row["byte_ms"]), "lowers": int(row["lowers_peak_bytes"]),
+        }
+        for _, row in table[table["idle_ms"].notna()].head(IDLE).iterrows()
+    ]  # fmt: skip
 
 
 def _changes(report: Report, workload: str) -> list[tuple[Any, pd.Series]]:

@@ -88,6 +88,18 @@ class Report:
 
         return mode_changes(self.runs, self.saved)
 
+    def idle(self, workload: str, mode: str = "grad") -> pd.DataFrame:
+        """Memory that waits for backward, and by how much the peak falls without it: `lifetimes.idle`."""
+        from tgrad.profiler.lifetimes import idle
+
+        return idle(self.saved, self.events, workload, mode)
+
+    def at_peak(self, workload: str, mode: str = "grad") -> pd.DataFrame:
+        """What is live when the most is: `lifetimes.at_peak`."""
+        from tgrad.profiler.lifetimes import at_peak
+
+        return at_peak(self.saved, self.events, workload, mode)
+
     @property
     def workloads(self) -> list[str]:
         """Names, in the order they ran."""

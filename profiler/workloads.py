@@ -259,6 +259,18 @@ def _user_twin(factory: Callable[..., Any], options: Options, path: Path, label:
     return make_twin
 
 
+def function(given: str) -> Callable[..., Any]:
+    """The function that `file.py:name` means.
+
+    Raises:
+        ProfilerError: says what is wrong.
+    """
+    path, colon, name = given.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise ProfilerError(f"'{given}': expected file.py:function, a function that runs one iteration")
+    return _load(Path(path), name, given)
+
+
 def _fresh(value: Any) -> Any:
     """A copy that shares no memory: a batch is made anew, or what the graph keeps of it could not be told apart."""
     if not isinstance(value, Tensor):

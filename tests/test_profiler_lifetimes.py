@@ -87,7 +87,7 @@ def test_watching_leaves_no_trace():
 
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_the_live_set_is_the_peak_to_the_byte(report, mode):
-    table = lifetimes.at_peak(report.saved, report.events, "mlp", mode)
+    table = report.at_peak("mlp", mode)
     run = report.runs.set_index("mode").loc[mode]
     assert table["bytes"].sum() + run["parameters_bytes"] == run["peak_bytes"]
 
@@ -116,7 +116,7 @@ def test_idle_memory_by_hand():
 
 
 def test_no_storage_lowers_the_peak_by_more_than_it_is(report):
-    table = lifetimes.idle(report.saved, report.events, "mlp")
+    table = report.idle("mlp")
     assert len(table) >= DEPTH and (table["lowers_peak_bytes"] <= table["bytes"]).all()
     assert (table["lowers_peak_bytes"] >= 0).all() and table["byte_ms"].is_monotonic_decreasing
 
