@@ -270,7 +270,7 @@ def _in_holder(holder: Any, thing: Any, path: str) -> tuple[str, str] | None:
     if issubclass(type(holder), dict) and "__name__" in holder and "__builtins__" in holder:
         for name, value in list(holder.items()):
             if value is thing and not str(holder["__name__"]).startswith("tgrad"):
-                return str(name) + path, f"module {holder['__name__']}"
+                return str(name) + path, f"module {str(holder['__name__']).removeprefix('_tgrad_workload_')}"
     return None
 
 

@@ -137,7 +137,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "loop.py").write_text(LOOP)
     assert main(["leaks", "loop.py:train", "--iterations", "4"]) == 1
     out = capsys.readouterr().out
-    assert "losses[5]" in out and "loop.py:8" in out and "wrap it in no_grad" in out
+    assert "losses[5] in module loop" in out and "loop.py:8" in out and "wrap it in no_grad" in out
     assert main(["leaks", "loop.py:fine", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["slope_bytes"] == 0
     assert main(["leaks", "loop.py"]) == 2
