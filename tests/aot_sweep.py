@@ -63,10 +63,9 @@ def backward(out: Any) -> None:
 
 
 def table() -> Iterator[Program]:
-    """The sample table, forward and backward: common cases in float32, one in another dtype.
+    """The sample table, forward and backward: a common case of each in float32, and of each second in another dtype.
 
-    Other dtypes take turns, as do one and two cases, and the smaller sweeps take every eighth sample: all programs
-    together must compile in a minute or two.
+    The smaller sweeps take every eighth sample: all programs together must compile in a minute or two.
     """
     import tgrad
     from tests.samples import SAMPLES
@@ -87,13 +86,14 @@ def table() -> Iterator[Program]:
 
     for k, sample in enumerate(SAMPLES):
         cases = [c for c in sample.cases if c.id in COMMON] or list(sample.cases[:1])
-        for i, case in enumerate(cases[: 1 + k % 2]):
-            yield Program(f"{sample.id} {case.id} float32", run(sample, case, tgrad.float32), full=i > 0 or k % 8 > 0)
+        one = cases[k // 2 % len(cases)]  # so that all the arrangements meet the compiler
+        yield Program(f"{sample.id} {one.id} float32", run(sample, one, tgrad.float32), full=k % 8 > 0)
         others = [tgrad.float64, (tgrad.bfloat16, tgrad.float16)[k % 2]]
         if sample.integers:
             others.append((tgrad.int64, tgrad.uint8, tgrad.int32, tgrad.bool)[k % 4])
-        dtype = others[k // 2 % len(others)]
-        yield Program(f"{sample.id} {cases[0].id} {dtype.name}", run(sample, cases[0], dtype), full=True)
+        if k % 2:
+            dtype = others[k // 2 % len(others)]
+            yield Program(f"{sample.id} {cases[0].id} {dtype.name}", run(sample, cases[0], dtype), full=True)
 
 
 def dense() -> Iterator[Program]:

@@ -96,5 +96,5 @@ def test_fifty_steps_of_adamw(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(SMALL))
 def test_the_examples_run(name, capsys):
-    first, last = example(name, T).train(steps=3)
+    first, last = example(name, T).train(steps=2)
     assert np.isfinite([first, last]).all() and capsys.readouterr().out.startswith("step 0: loss")
