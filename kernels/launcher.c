@@ -26,6 +26,9 @@ typedef struct {
 
 static CUresult (*launch_kernel)(const CUlaunchConfig *, CUfunction, void **, void **);
 static CUresult (*error_string)(CUresult, const char **);
+static CUresult (*get_context)(CUcontext *);
+static CUresult (*set_context)(CUcontext);
+static CUcontext context; /* the one that kernels were prepared in: a thread that has not used CUDA yet has none */
 static CUstream stream;
 
 static int convert(char kind, PyObject *object, Value *value) {
@@ -61,6 +64,8 @@ static PyObject *launch(PyObject *self, PyObject *const *args, size_t count, PyO
   CUresult result;
   Py_BEGIN_ALLOW_THREADS
   result = launch_kernel(&config, launcher->function, parameters, NULL);
+  if (result == CUDA_ERROR_INVALID_CONTEXT && set_context(context) == CUDA_SUCCESS)
+    result = launch_kernel(&config, launcher->function, parameters, NULL);
   Py_END_ALLOW_THREADS
   if (result) {
     const char *text = "unknown error";
@@ -94,6 +99,7 @@ static PyObject *make(PyObject *module, PyObject *args) {
                  PyTuple_GET_SIZE(fixed));
     return NULL;
   }
+  get_context(&context);
   Launcher *launcher = PyObject_New(Launcher, &LauncherType);
   if (!launcher) return NULL;
   launcher->call = launch;
@@ -133,8 +139,10 @@ PyMODINIT_FUNC PyInit_tgrad_launcher(void) {
   if (driver) {
     launch_kernel = dlsym(driver, "cuLaunchKernelEx");
     error_string = dlsym(driver, "cuGetErrorString");
+    get_context = dlsym(driver, "cuCtxGetCurrent");
+    set_context = dlsym(driver, "cuCtxSetCurrent");
   }
-  if (!launch_kernel || !error_string) {
+  if (!launch_kernel || !error_string || !get_context || !set_context) {
     PyErr_SetString(PyExc_ImportError, "libcuda.so.1 with cuLaunchKernelEx was not found");
     return NULL;
   }
