@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-import tgrad  # noqa: F401  before torch.optim, whose optimisers load Triton: tgrad decides first how kernels run
+import tgrad  # before torch.optim, whose optimisers load Triton: tgrad decides first how kernels run
 from tgrad import modes
 from tgrad.device import compute
 
@@ -29,8 +29,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def default_state():
-    """Each test begins and leaves with grad mode on, whatever it did with `set_grad_enabled`."""
+    """Each test begins and leaves with grad mode on, whatever it did, and draws the same numbers."""
     modes.set_mode(modes.GRAD)
+    tgrad.manual_seed(0)
     yield
     modes.set_mode(modes.GRAD)
 
