@@ -12,7 +12,7 @@ NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint gpu bench-host wheel clean
+.PHONY: help report test lint docs gpu bench-host wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ test: $(READY)  ## run the tests (those that need a GPU are skipped where there 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
+
+docs: $(READY)  ## write the pages on the API from the docstrings: docs/api.md and docs/api/
+	@$(BIN)/python -m docs.api
 
 # The machine with the GPU may have other versions than constraints.txt: there a warning is not a failure (-W default).
 # Several processes, where there is xdist: most of the time goes into compiling a thousand kernels.

@@ -1,7 +1,8 @@
 """Kernels that make values from nothing: ranges, the identity matrix, random numbers.
 
 Random numbers are Philox4x32-10 (Salmon et al., SC 2011) of (seed, offset): element i of a draw is a function of the
-seed and offset + i alone, so the same seed gives the same draw on a CPU and on a GPU, in whatever tiles.
+seed and offset + i alone, so the same seed gives the same draw on a CPU and on a GPU, in whatever tiles. In a CUDA
+graph the two are in device memory (`stream_at`), so that each replay draws anew.
 """
 
 from __future__ import annotations
@@ -32,6 +33,24 @@ def eye(out, n, columns, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + i, convert(i // columns == i % columns, TYPE), mask=i < n)
 
 
+class StreamAddress(int):
+    """Given as a seed: the address of two int64, a seed and an offset that the offset given with it is added to."""
+
+
+def seed_type(seed: int) -> str:
+    """The Triton type of a seed, or of the address of one."""
+    return "*i64" if type(seed) is StreamAddress else "i64"
+
+
+@triton.jit
+def stream_at(seed, offset):
+    """Seed and offset of a draw, from memory if `seed` is the address of a stream."""
+    if seed.dtype.is_ptr():
+        offset += tl.load(seed + 1)
+        seed = tl.load(seed)
+    return seed, offset
+
+
 @triton.jit
 def bits(seed, offset, i):
     """32 random bits of element i."""
@@ -48,6 +67,7 @@ def unit(x):
 @triton.jit
 def uniform(out, seed, offset, low, width, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     """low + width * u, u uniform in [0, 1)."""
+    seed, offset = stream_at(seed, offset)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     u = unit(bits(seed, offset, i))
     tl.store(out + i, convert(low + u.to(low.dtype) * width, TYPE), mask=i < n)
@@ -56,6 +76,7 @@ def uniform(out, seed, offset, low, width, n, TYPE: tl.constexpr, BLOCK: tl.cons
 @triton.jit
 def normal(out, seed, offset, mean, deviation, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     """Normal numbers by Box and Muller's transform (Ann. Math. Statist. 29, 1958)."""
+    seed, offset = stream_at(seed, offset)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a, b, _, _ = tl.randint4x(seed, offset + i)
     u = 1.0 - unit(a)  # in (0, 1], whose logarithm is finite
@@ -66,6 +87,7 @@ def normal(out, seed, offset, mean, deviation, n, TYPE: tl.constexpr, BLOCK: tl.
 @triton.jit
 def dropout(out, x, seed, offset, p, scale, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     """x * scale where the element's draw is at least p, else 0. The mask is never stored: the draw can be repeated."""
+    seed, offset = stream_at(seed, offset)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n
     value = tl.load(x + i, mask=mask, other=0).to(scale.dtype)
@@ -76,6 +98,7 @@ def dropout(out, x, seed, offset, p, scale, n, TYPE: tl.constexpr, BLOCK: tl.con
 @triton.jit
 def integers(out, seed, offset, low, width, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     """low + r, r in [0, width) the remainder of 63 random bits; width 0: of all integers from low on."""
+    seed, offset = stream_at(seed, offset)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a, b, _, _ = tl.randint4x(seed, offset + i)
     low_word = b.to(tl.uint32, bitcast=True).to(tl.int64)
@@ -87,6 +110,7 @@ def integers(out, seed, offset, low, width, n, TYPE: tl.constexpr, BLOCK: tl.con
 @triton.jit
 def exponential(out, seed, offset, mean, unused, n, TYPE: tl.constexpr, BLOCK: tl.constexpr):
     """Exponential numbers of a mean, never 0."""
+    seed, offset = stream_at(seed, offset)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     z = -libm.log(1.0 - unit(bits(seed, offset, i)))
     z = tl.where(z > 0, z, 2.9802322387695312e-08)

@@ -1,7 +1,8 @@
 """Kernels that read and write where an index tensor says, find the elements that are not zero, and cut triangles.
 
 An index counts through some dimensions of a tensor in row-major order, from the front or, if negative, from the back.
-An index out of range touches no memory: reading gives 0, writing does nothing. (The host refuses one on the CPU.)
+An index out of range touches no memory: reading gives nan, or 0 for integers; writing does nothing. (The host refuses
+one on the CPU, and on a GPU where it asks `first_outside`.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import triton.language as tl
 from tgrad.kernels.launch import Launch, prepare
 from tgrad.kernels.pointwise import coordinates, offset, tile
 from tgrad.kernels.program import TYPES, convert
+
+NOWHERE = 2**63 - 1  # no position: what `first_outside` starts from
 
 # What `put` can add to in one atomic operation; other types are added up in ACCUMULATORS.
 ATOMIC = frozenset(("fp32", "fp64", "i32", "i64"))
@@ -42,7 +45,8 @@ def get(
     mask = i < n
     where = coordinates(i, shape, NDIM)
     at, inside = target(where, index, index_strides, sizes, steps, total, mask, NDIM, K, WIDE)
-    tl.store(out + i, tl.load(x + offset(where, x_strides, NDIM) + at, mask=inside, other=0), mask=mask)
+    other = float("nan") if x.dtype.element_ty.is_floating() else 0
+    tl.store(out + i, tl.load(x + offset(where, x_strides, NDIM) + at, mask=inside, other=other), mask=mask)
 
 
 @triton.jit
@@ -66,6 +70,22 @@ def put(
         tl.atomic_add(to, v, mask=inside, sem="relaxed")
     else:
         tl.store(to, v, mask=inside)
+
+
+@triton.jit
+def first_outside(
+    found, index, low, high, ignored, n, shape, index_strides, NDIM: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """found[0] = the least i whose index is neither in [low, high) nor `ignored`; left alone if there is none."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if WIDE:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < n
+    v = tl.load(index + offset(coordinates(i, shape, NDIM), index_strides, NDIM), mask=mask, other=0).to(tl.int64)
+    wrong = mask & ((v < low) | (v >= high)) & (v != ignored)
+    first = tl.min(tl.where(wrong, i.to(tl.int64), 0x7FFFFFFFFFFFFFFF), 0)
+    tl.atomic_min(found, first, mask=first != 0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
@@ -144,6 +164,23 @@ def prepare_put(
     }
     fixed = (n, total, shape, out, index, value, sizes, steps)
     return prepare(put, (triton.cdiv(n, block),), runtime, fixed, constexprs, name=name, aligned=False)
+
+
+def prepare_first_outside(kind: str, shape: tuple[int, ...], strides: tuple[int, ...], *, wide: bool) -> Launch:
+    """A launch of `first_outside`; takes the found position (NOWHERE at first), the index, and three integers.
+
+    Args:
+        kind: Triton type of the index; `shape`, `strides`: its own, collapsed.
+        wide: whether some offset exceeds 31 bits.
+    """
+    n = _numel(shape)
+    block = _block(n)
+    runtime = ("*i64", "*" + kind, "i64", "i64", "i64")
+    constexprs = {"NDIM": len(shape), "WIDE": wide, "BLOCK": block}
+    return prepare(
+        first_outside, (triton.cdiv(n, block),), runtime, (n, shape, strides), constexprs, name="check_indices",
+        aligned=False,
+    )  # fmt: skip
 
 
 def _block(n: int) -> int:

@@ -228,8 +228,10 @@ def make_reduce(generic: Callable) -> Callable:
 # --- functions -----------------------------------------------------------------------------------------------------
 
 
-def elementwise(np_function: Callable[..., np.ndarray]) -> Callable[..., Any]:
+def elementwise(np_function: Callable[..., np.ndarray], integers: bool = False) -> Callable[..., Any]:
     """`np_function` as a function for kernels: of floating-point blocks or scalars and Python numbers.
+
+    `integers`: of integers too.
 
     Operands are broadcast and promoted as Triton's operators do; the result has their common shape and type.
     """
@@ -243,7 +245,7 @@ def elementwise(np_function: Callable[..., np.ndarray]) -> Callable[..., Any]:
             for i in range(1, len(args)):
                 tensors[0], tensors[i] = semantic.binary_op_type_checking_impl(tensors[0], tensors[i])
         ty = tensors[0].type
-        if ty.scalar not in (tl.float32, tl.float64, tl.float16):
+        if ty.scalar not in (tl.float32, tl.float64, tl.float16) and not (integers and ty.scalar.is_int()):
             raise TypeError(f"{function.__name__} of {ty.scalar}: float16, float32 or float64 expected")
         data = np_function(*(t.handle.data for t in tensors))
         data = np.asarray(data, triton_interpreter._get_np_dtype(ty.scalar))

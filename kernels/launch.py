@@ -11,9 +11,11 @@ The environment variable TGRAD_LAUNCH overrides the choice, for tests:
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,7 +136,7 @@ def compile(
     """The compiled kernel of a signature: types, alignment of addresses, divisibility by 16 of plain fixed integers."""
     static = [v if isinstance(v, Static) else _type(v) for v in _leaves(fixed)]
     divisible = tuple(type(v) is int and v % 16 == 0 for v in fixed)
-    target = COMPILE_ONLY or triton.runtime.driver.active.get_current_target()
+    chip = target()
     key = (
         kernel,
         runtime,
@@ -146,7 +148,7 @@ def compile(
         stages,
         aligned,
         contract,
-        target,
+        chip,
     )
     found = _compiled.get(key)
     if found is not None:
@@ -156,8 +158,22 @@ def compile(
             source = signature(kernel, runtime, fixed, constexprs, aligned)
             options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract}
             options["enable_reflect_ftz"] = False  # or libdevice's float32 functions flush subnormals, unlike PyTorch's
-            _compiled[key] = triton.compile(source, target=target, options=options)
+            _compiled[key] = triton.compile(source, target=chip, options=options)
         return _compiled[key]
+
+
+def target() -> GPUTarget:
+    """What kernels are compiled for."""
+    return COMPILE_ONLY or triton.runtime.driver.active.get_current_target()
+
+
+@functools.cache
+def multiprocessors() -> int | None:
+    """How many the device has that launches go to; None where kernels are only compiled."""
+    if COMPILE_ONLY is not None:
+        return None
+    driver = triton.runtime.driver.active
+    return driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
 
 
 def signature(kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict[str, Any], aligned: bool) -> ASTSource:
@@ -220,16 +236,105 @@ def set_stream(address: int) -> None:
     built = native.module()
     if built is not None:
         built.set_stream(address)
+    if _scratch:
+        scratch(max(size for _, size in _scratch.values()))
 
 
 _stream: int | None = None
 
 
-def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, fixed: tuple, constants: tuple) -> Launch:
+def stream() -> int:
+    """The address of the stream that launches go to."""
     if _stream is None:
         driver = triton.runtime.driver.active
         set_stream(driver.get_current_stream(driver.get_current_device()))
+    assert _stream is not None
+    return _stream
+
+
+# (stream, the thread that may launch, the addresses of its launches so far) while launches are diverted.
+_diverted: tuple[int, int, list[int]] | None = None
+
+
+@contextmanager
+def diverted(to: int, addresses: list[int]) -> Iterator[None]:
+    """Inside the block, launches go to another stream, and the addresses that each is given are added to a list.
+
+    Another thread's launch raises RuntimeError meanwhile. Scratch memory is that of the usual stream: what is captured
+    here runs there.
+    """
+    global _diverted
+    usual = stream()
+    if usual in _scratch:
+        _scratch[to] = _scratch[usual]
+    built = native.module()
+    set_stream(to)
+    _diverted = to, threading.get_ident(), addresses
+    if built is not None:
+        built.note(addresses)
+    try:
+        yield
+    finally:
+        _diverted = None
+        if built is not None:
+            built.note(None)
+        if to in _scratch:
+            _scratch[usual] = _scratch[to]
+        set_stream(usual)
+
+
+def _note(values: Iterable[int | float]) -> None:
+    assert _diverted is not None
+    if threading.get_ident() != _diverted[1]:
+        raise RuntimeError(OTHER_THREAD)
+    _diverted[2].extend(values)  # type: ignore[arg-type]
+
+
+# As in launcher.c.
+OTHER_THREAD = "another thread is capturing a CUDA graph: nothing else can be launched until it has"
+
+# Gives the address of device memory for `nbytes` bytes, a multiple of 128, that stays for as long as the process runs.
+# The engine, which owns all memory, sets it.
+allocate: Callable[[int], int] | None = None
+_scratch: dict[int, tuple[int, int]] = {}  # stream -> address and size
+LEAST_SCRATCH = 1 << 17
+
+
+def scratch(nbytes: int) -> int:
+    """Scratch memory of the current stream, at least `nbytes` bytes: for what a kernel keeps for itself while it runs.
+
+    All launches of a stream share it, since they run one after another. Memory that grew too small is kept: a CUDA
+    graph may hold its address.
+    """
+    assert _stream is not None
+    address, size = _scratch.get(_stream, (0, 0))
+    if size < nbytes:
+        if allocate is None:
+            raise RuntimeError("a kernel needs scratch memory, and nothing was set to allocate it (launch.allocate)")
+        size = max(LEAST_SCRATCH, triton.next_power_of_2(nbytes))
+        address = allocate(size)
+        _scratch[_stream] = address, size
+    built = native.module()
+    if built is not None:
+        built.set_scratch(address)
+    return address
+
+
+class _Scratch:
+    """What Triton's own launcher takes for scratch memory."""
+
+    def __init__(self, nbytes: int, alignment: int, stream: int | None) -> None:
+        self.address = scratch(nbytes)
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, fixed: tuple, constants: tuple) -> Launch:
+    stream()
     compiled._init_handles()
+    if getattr(compiled.metadata, "global_scratch_size", 0):
+        scratch(math.prod(grid) * compiled.metadata.global_scratch_size)
     x, y, z = (*grid, 1, 1)[:3]
     blocks = x, y, z
     built = native.module() if native.fits(compiled.metadata) else None
@@ -242,13 +347,19 @@ def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, fixed: 
 def _triton_launch(compiled: Any, grid: tuple[int, int, int], runtime: tuple, rest: tuple) -> Launch:
     """Through Triton's own launcher, which wants arguments nested as in the signature, constants among them."""
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    needs_scratch = getattr(compiled.metadata, "global_scratch_size", 0)
     spans, at = [], 0
     for given in runtime:
         width = len(given) if isinstance(given, tuple) else 1
         spans.append(slice(at, at + width) if isinstance(given, tuple) else at)
         at += width
+    pointers = [i for i, t in enumerate(_leaves(runtime)) if t.startswith("*")]
 
     def launch(*values: int | float) -> None:
+        if _diverted is not None:
+            _note([values[i] for i in pointers])
+        if needs_scratch:
+            triton.set_allocator(_Scratch)  # every time: Triton keeps it for the thread
         args = [values[span] for span in spans]  # an index gives the value, a slice the tuple of them
         run(*grid, _stream, function, metadata, None, None, None, *args, *rest)
 

@@ -1,8 +1,12 @@
 /* A launch of one compiled kernel with everything fixed but its leading arguments: addresses and numbers.
  *
- * make(function, grid x, y, z, threads, shared bytes, runtime count, kinds, fixed values) returns a callable that takes
- * the run-time values as positional arguments. kinds has a letter per parameter: P address, i int32, l int64, f float32,
- * d float64. Triton's kernels end with two scratch pointers, which are null for kernels without scratch memory.
+ * make(function, grid x, y, z, threads, shared bytes, runtime count, kinds, fixed values, scratch) returns a callable
+ * that takes the run-time values as positional arguments. kinds has a letter per parameter: P address, i int32, l int64,
+ * f float32, d float64. Triton's kernels end with two scratch pointers: the first is what set_scratch gave last if
+ * `scratch` is true, else null; the second is null.
+ *
+ * While note(list) is in force, launches are captured by the thread that called it: the addresses that each is given are
+ * added to the list, and other threads' launches are refused.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -10,7 +14,7 @@
 #include <stddef.h>
 #include "cuda.h"
 
-#define MOST 64
+#define MOST 160
 
 typedef union { uint64_t address; int64_t l; int32_t i; float f; double d; } Value;
 
@@ -19,7 +23,7 @@ typedef struct {
   vectorcallfunc call;
   CUlaunchConfig config;
   CUfunction function;
-  int runtime, total;
+  int runtime, total, scratch;
   char kinds[MOST];
   Value values[MOST];
 } Launcher;
@@ -30,6 +34,9 @@ static CUresult (*get_context)(CUcontext *);
 static CUresult (*set_context)(CUcontext);
 static CUcontext context; /* the one that kernels were prepared in: a thread that has not used CUDA yet has none */
 static CUstream stream;
+static uint64_t scratch; /* memory that the kernels of the stream share */
+static PyObject *noted; /* a list, or NULL */
+static unsigned long noting; /* the thread that captures */
 
 static int convert(char kind, PyObject *object, Value *value) {
   switch (kind) {
@@ -46,6 +53,17 @@ static int convert(char kind, PyObject *object, Value *value) {
   return PyErr_Occurred() ? -1 : 0;
 }
 
+static int note(const Launcher *launcher, PyObject *const *args) {
+  if (PyThread_get_thread_ident() != noting) {
+    PyErr_SetString(PyExc_RuntimeError,
+                    "another thread is capturing a CUDA graph: nothing else can be launched until it has");
+    return -1;
+  }
+  for (int i = 0; i < launcher->runtime; i++)
+    if (launcher->kinds[i] == 'P' && PyList_Append(noted, args[i])) return -1;
+  return 0;
+}
+
 static PyObject *launch(PyObject *self, PyObject *const *args, size_t count, PyObject *names) {
   Launcher *launcher = (Launcher *)self;
   Value values[MOST];
@@ -59,6 +77,9 @@ static PyObject *launch(PyObject *self, PyObject *const *args, size_t count, PyO
     parameters[i] = &values[i];
   }
   for (int i = launcher->runtime; i < launcher->total; i++) parameters[i] = &launcher->values[i];
+  if (noted && note(launcher, args)) return NULL;
+  uint64_t memory = scratch;
+  if (launcher->scratch) parameters[launcher->total - 2] = &memory;
   CUlaunchConfig config = launcher->config;
   config.hStream = stream;
   CUresult result;
@@ -87,12 +108,12 @@ static PyTypeObject LauncherType = {
 static PyObject *make(PyObject *module, PyObject *args) {
   unsigned long long function;
   unsigned x, y, z, threads, shared;
-  int runtime;
+  int runtime, uses_scratch;
   const char *kinds;
   Py_ssize_t count;
   PyObject *fixed;
-  if (!PyArg_ParseTuple(args, "KIIIIIis#O!", &function, &x, &y, &z, &threads, &shared, &runtime, &kinds, &count,
-                        &PyTuple_Type, &fixed))
+  if (!PyArg_ParseTuple(args, "KIIIIIis#O!p", &function, &x, &y, &z, &threads, &shared, &runtime, &kinds, &count,
+                        &PyTuple_Type, &fixed, &uses_scratch))
     return NULL;
   if (count + 2 > MOST || runtime + PyTuple_GET_SIZE(fixed) != count) {
     PyErr_Format(PyExc_ValueError, "make: %zd parameters, %d run-time and %zd fixed values", count, runtime,
@@ -106,6 +127,7 @@ static PyObject *make(PyObject *module, PyObject *args) {
   launcher->function = (CUfunction)function;
   launcher->runtime = runtime;
   launcher->total = count + 2;
+  launcher->scratch = uses_scratch;
   memset(&launcher->config, 0, sizeof launcher->config);
   launcher->config.gridDimX = x; launcher->config.gridDimY = y; launcher->config.gridDimZ = z;
   launcher->config.blockDimX = threads; launcher->config.blockDimY = 1; launcher->config.blockDimZ = 1;
@@ -126,9 +148,25 @@ static PyObject *set_stream(PyObject *module, PyObject *address) {
   Py_RETURN_NONE;
 }
 
+static PyObject *set_scratch(PyObject *module, PyObject *address) {
+  scratch = PyLong_AsUnsignedLongLong(address);
+  if (PyErr_Occurred()) return NULL;
+  Py_RETURN_NONE;
+}
+
+static PyObject *set_noted(PyObject *module, PyObject *list) {
+  if (list != Py_None && !PyList_Check(list)) return PyErr_Format(PyExc_TypeError, "note: expected a list or None");
+  noting = PyThread_get_thread_ident();
+  Py_XDECREF(noted);
+  noted = list == Py_None ? NULL : Py_NewRef(list);
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
   {"make", make, METH_VARARGS, "A launch with its fixed values."},
   {"set_stream", set_stream, METH_O, "The stream, by its address, that all launches go to; 0 is the default one."},
+  {"set_scratch", set_scratch, METH_O, "The address of the scratch memory of the kernels that need some."},
+  {"note", set_noted, METH_O, "Add the addresses of launches to a list; None: no more."},
   {0},
 };
 

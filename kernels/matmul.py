@@ -1,35 +1,46 @@
-"""Matrix products: C = epilogue(A @ B), batched, for any strides of A and B."""
+"""Matrix products: C = epilogue(A @ B), batched, for any strides of A and B.
+
+`matmul` reads through pointers, for any strides; `matmul_tma` (matmul_tma.py) serves Hopper and later where it can.
+`choose` (matmul_tiles.py) decides which, with what tile, and whether K is cut into pieces.
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from tgrad.kernels.launch import INTERPRET, Launch, Static, prepare, strides
+from tgrad.kernels.launch import Launch, Static, prepare, strides
+from tgrad.kernels.matmul_parts import combine, finish, place
+from tgrad.kernels.matmul_tiles import Choice, choose, itemsize, multiprocessors
+from tgrad.kernels.matmul_tma import matmul_tma
 from tgrad.kernels.pointwise import coordinates, offset
-from tgrad.kernels.program import TYPES, Program, run
+from tgrad.kernels.program import TYPES, Program, copy_program
 
 
 @triton.jit
 def matmul(
-    outs, a, b, extras, M, N, K, stride_am, stride_ak, stride_bk, stride_bn, batch_shape, batch_strides, extra_strides,
-    EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, TYPE: tl.constexpr, BATCH: tl.constexpr, WIDE: tl.constexpr,
+    outs, sums, a, b, extras, M, N, K, CHUNK, stride_am, stride_ak, stride_bk, stride_bn, batch_shape, batch_strides,
+    extra_strides, EPILOGUE: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, TYPE: tl.constexpr,
+    BATCH: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Each program computes one BM x BN tile of one matrix of the batch.
 
-    Tiles are numbered so that GROUP rows of tiles are walked together: their operands then stay in the L2 cache.
-    EPILOGUE maps the float accumulator and the extras (bias, ...) to the results, which are row-major.
+    EPILOGUE maps the float accumulator and the extras (bias, ...) to the result, which is row-major. SPLIT: instead of
+    a batch there are pieces of K, CHUNK long, whose results are stored one after another. If there is a pointer in
+    sums, the sums of a's rows are stored there.
     """
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
     which = tl.program_id(0) // (tiles_m * tiles_n)  # in one dimension with the tiles: the grid's others end at 65,535
-    tile = tl.program_id(0) % (tiles_m * tiles_n)
-    group = tile // (GROUP * tiles_n)
-    first = group * GROUP
-    height = tl.minimum(tiles_m - first, GROUP)
-    tile_m = first + (tile % (GROUP * tiles_n)) % height
-    tile_n = (tile % (GROUP * tiles_n)) // height
+    tile_m, tile_n = place(tl.program_id(0) % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP)
+    first, last = 0, K
+    if SPLIT:
+        first = which * CHUNK
+        last = tl.minimum(first + CHUNK, K)
     m = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
     k0 = tl.arange(0, BK)
@@ -40,7 +51,8 @@ def matmul(
         a += offset(where, batch_strides[0], BATCH)
         b += offset(where, batch_strides[1], BATCH)
     acc = tl.zeros((BM, BN), dtype=TYPE)
-    for start in range(0, K, BK):
+    total = tl.zeros((BM,), dtype=TYPE)
+    for start in range(first, last, BK):
         k = start + k0
         x = tl.load(
             a + (m[:, None] * stride_am + k[None, :] * stride_ak), mask=(m[:, None] < M) & (k[None, :] < K), other=0
@@ -48,75 +60,146 @@ def matmul(
         y = tl.load(
             b + (k[:, None] * stride_bk + n[None, :] * stride_bn), mask=(k[:, None] < K) & (n[None, :] < N), other=0
         )
+        if len(sums) > 0:
+            if tile_n == 0:
+                total += tl.sum(x.to(TYPE), 1)
         acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=TYPE)
+    results = finish(acc, m, n, M, N, extras, extra_strides, EPILOGUE, ROWS)
     mask = (m[:, None] < M) & (n[None, :] < N)
-    values = (acc,)
-    for i in tl.static_range(len(extras)):
-        at = extras[i] + (m[:, None] * extra_strides[i][0] + n[None, :] * extra_strides[i][1])
-        values = values + (tl.load(at, mask=mask, other=0),)
-    results = run(values, EPILOGUE)
-    for i in tl.static_range(len(outs)):
-        tl.store(outs[i] + (which * M * N + m[:, None] * N + n[None, :]), results[i], mask=mask)
+    tl.store(outs[0] + (which * M * N + m[:, None] * N + n[None, :]), results[0], mask=mask)
+    if len(sums) > 0:
+        mask_m = (m < M) & (tile_n == 0)
+        tl.store(sums[0] + which * M + m, total.to(sums[0].dtype.element_ty), mask=mask_m)
 
 
-def tile(m: int, n: int, k: int, itemsize: int) -> tuple[int, int, int, int, int]:
-    """(BM, BN, BK, warps, stages).
+class Operands(NamedTuple):
+    """What a product is of, in Triton's types and in elements.
 
-    Interpreter: the whole product at once up to 2^20 elements a block. GPU: half types as Inductor's persistent list
-    begins (128x256x64 needs subtiling for the epilogue, so 128x128x64), float32 in three tf32 products 128x128x32 with
-    8 warps (4 spill), float64 small tiles; smaller ones for matrices that do not fill them.
+    Attributes:
+        types: of the result, of a and b, and of the extras.
+        sizes: M, N, K of one product.
+        a_strides, b_strides: of a as (M, K) and of b as (K, N).
+        batch: collapsed batch sizes, and the strides of a and b over them.
+        aligned: whether every address is a multiple of 16.
+        wide: whether offsets need 64 bits.
     """
-    if INTERPRET:
-        bm, bn, bk = (max(2, triton.next_power_of_2(size)) for size in (m, n, k))  # it takes a block of 1 for a scalar
-        bm, bn = min(bm, 1024), min(bn, 1024)
-        return bm, bn, min(bk, (1 << 20) // max(bm, bn)), 4, 1
-    if itemsize == 8:
-        return 32, 32, 16, 4, 2
-    bm = min(max(16, triton.next_power_of_2(m)), 128)
-    bn = min(max(16, triton.next_power_of_2(n)), 128)
-    bk = 64 if itemsize == 2 else 32
-    if triton.cdiv(m, bm) * triton.cdiv(n, bn) < 132:  # too few tiles for an H200's multiprocessors
-        bm, bn = min(bm, 64), min(bn, 64)
-    return bm, bn, bk, 8 if bm * bn >= 128 * 128 else 4, 3
+
+    types: tuple[str, str, tuple[str, ...]]
+    sizes: tuple[int, int, int]
+    a_strides: tuple[int, int]
+    b_strides: tuple[int, int]
+    extra_strides: tuple[tuple[int, ...], ...]
+    batch: tuple[tuple[int, ...], list[tuple[int, ...]]]
+    aligned: bool
+    wide: bool
+
+    @property
+    def products(self) -> int:
+        """How many there are in the batch."""
+        return math.prod(self.batch[0])
+
+    def tma(self) -> bool:
+        """Whether the bulk copy engine can read both: neighbours along one dimension, 16-byte steps along the other."""
+        dtype = self.types[1]
+        sides = (self.a_strides, self.b_strides)
+        steps = [s[0] if s[1] == 1 else s[1] if s[0] == 1 else 0 for s in sides]
+        whole = all(step > 0 and step * itemsize(dtype) % 16 == 0 for step in steps)
+        return whole and min(self.sizes) > 0 and self.aligned and not self.batch[0] and dtype != "fp64"
 
 
 def prepare_matmul(
-    epilogue: Program,
-    types: tuple[tuple[str, ...], str, str, tuple[str, ...]],
-    sizes: tuple[int, int, int],
-    a_strides: tuple[int, int],
-    b_strides: tuple[int, int],
-    extra_strides: tuple[tuple[int, ...], ...],
-    batch: tuple[tuple[int, ...], list[tuple[int, ...]]],
-    *,
-    precision: str,
-    aligned: bool,
-    wide: bool,
-    name: str,
-) -> Launch:
-    """A launch; the callable takes the results, a, b, then the extras.
+    epilogue: Program, operands: Operands, *, precision: str, name: str, sums: bool = False,
+    choice: Choice | None = None,
+) -> tuple[Launch, int]:  # fmt: skip
+    """A launch, and how many bytes of workspace it needs.
+
+    The callable takes the workspace if there is one, the result, the sums of a's rows if `sums`, a, b, then the extras.
+    The same operands give the same bits each time: where K is cut, the pieces are added in order.
 
     Args:
-        types: Triton types of the results, a, b and the extras.
-        sizes: M, N, K of one product.
-        batch: collapsed batch sizes, and the strides of a and b over them.
+        epilogue: maps the accumulator and the extras to the result.
         precision: how float32 products are formed: "ieee", "tf32x3" or "tf32".
+        choice: in place of what `choose` gives.
     """
-    m, n, k = sizes
-    outs, a, b, extras = types
-    bm, bn, bk, warps, stages = tile(m, n, k, 8 if a == "fp64" else 4 if a == "fp32" else 2)
-    count = 1
-    for size in batch[0]:
-        count *= size
-    runtime = (tuple("*" + t for t in outs), "*" + a, "*" + b, tuple("*" + t for t in extras))
-    unit = [Static(1) if s == 1 else s for s in (*a_strides, *b_strides)]
-    fixed = (m, n, k, *unit, batch[0], tuple(batch[1]), tuple(strides(s) for s in extra_strides))
-    accumulator = "fp64" if a == "fp64" else "fp32"
-    constexprs = {
-        "EPILOGUE": epilogue, "PRECISION": precision, "TYPE": TYPES[accumulator], "BATCH": len(batch[0]), "WIDE": wide,
-        "BM": bm, "BN": bn, "BK": bk, "GROUP": 8,
+    dtype = operands.types[1]
+    m, n, k = operands.sizes
+    if choice is None:
+        choice = choose(m, n, k, dtype=dtype, batch=operands.products, tma=operands.tma())
+    pieces = max(1, triton.cdiv(k, choice.chunk(k)))  # fewer than asked for where one would be empty
+    choice = Choice(choice.tile, pieces)
+    total = "fp64" if dtype == "fp64" else "fp32"
+    wide = operands.wide or pieces * m * n >= 2**31
+    options: dict[str, Any] = {"sums": sums, "choice": choice, "precision": precision, "wide": wide, "name": name}
+    if pieces == 1:
+        return _first(epilogue, operands, **options), 0
+    partial = operands._replace(types=(total, dtype, ()), extra_strides=())
+    first = _first(copy_program(total, total), partial, **options)
+    second = _second(epilogue, operands, sums=sums, pieces=pieces, total=total, wide=wide, name=name)
+    size = -(-pieces * m * n * itemsize(total) // 16) * 16
+    results = 2 if sums else 1
+
+    def launch(workspace: int, *addresses: int) -> None:
+        parts = (workspace, workspace + size)[:results]
+        a, b, *rest = addresses[results:]
+        first(*parts, a, b)
+        second(*addresses[:results], *parts, *rest)
+
+    return launch, size + (pieces * m * itemsize(total) if sums else 0)
+
+
+def _first(
+    epilogue: Program, operands: Operands, *, sums: bool, choice: Choice, precision: str, wide: bool, name: str
+) -> Launch:
+    """The product itself, or its pieces one after another."""
+    tile, pieces = choice
+    out, dtype, extras = operands.types
+    m, n, k = operands.sizes
+    runtime = ("*" + out,), (f"*{out}",) * sums, "*" + dtype, "*" + dtype, tuple("*" + t for t in extras)
+    constexprs: dict[str, Any] = {
+        "EPILOGUE": epilogue, "ROWS": rows(operands.extra_strides), "PRECISION": precision, "SPLIT": pieces > 1,
+        "WIDE": wide, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "GROUP": 8,
     }  # fmt: skip
-    grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn) * count,)
-    return prepare(
-        matmul, grid, runtime, fixed, constexprs, name=name, warps=warps, stages=stages, aligned=aligned, contract=True
-    )
+    steps = tuple(strides(s) for s in operands.extra_strides)
+    programs = triton.cdiv(m, tile.bm) * triton.cdiv(n, tile.bn) * pieces * operands.products
+    options: dict[str, Any] = {"name": name, "warps": tile.warps, "stages": tile.stages, "contract": True}
+    chunk = choice.chunk(k) if pieces > 1 else 0
+    if tile.tma:
+        (am, ak), (bk, bn) = operands.a_strides, operands.b_strides
+        constexprs |= {
+            "A_ALONG_K": ak == 1, "B_ALONG_K": bk == 1,
+            "BULK_STORE": pieces == 1 and n * itemsize(out) % 16 == 0,
+        }  # fmt: skip
+        fixed = (m, n, k, chunk, am if ak == 1 else ak, bn if bk == 1 else bk, steps)
+        grid = (min(programs, multiprocessors()),)
+        return prepare(matmul_tma, grid, runtime, fixed, constexprs, aligned=True, **options)
+    unit = [Static(1) if s == 1 else s for s in (*operands.a_strides, *operands.b_strides)]
+    constexprs |= {"TYPE": TYPES["fp64" if dtype == "fp64" else "fp32"], "BATCH": len(operands.batch[0])}
+    fixed = (m, n, k, chunk, *unit, operands.batch[0], tuple(operands.batch[1]), steps)
+    return prepare(matmul, (programs,), runtime, fixed, constexprs, aligned=operands.aligned, **options)
+
+
+def _second(
+    epilogue: Program, operands: Operands, *, sums: bool, pieces: int, total: str, wide: bool, name: str
+) -> Launch:
+    """The sum of the pieces."""
+    out, _, extras = operands.types
+    m, n, _ = operands.sizes
+    runtime = ("*" + out,), (f"*{out}",) * sums, "*" + total, (f"*{total}",) * sums, tuple("*" + t for t in extras)
+    bm, bn = combine_tile(m, n)
+    constexprs = {
+        "PIECES": pieces, "EPILOGUE": epilogue, "ROWS": rows(operands.extra_strides), "WIDE": wide, "BM": bm, "BN": bn,
+    }  # fmt: skip
+    fixed = (m, n, tuple(strides(s) for s in operands.extra_strides))
+    grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn),)
+    return prepare(combine, grid, runtime, fixed, constexprs, name=name, aligned=operands.aligned, contract=True)
+
+
+def rows(extra_strides: tuple[tuple[int, ...], ...]) -> tuple[bool, ...]:
+    """Which extras are one row, the same for every m."""
+    return tuple(s[0] == 0 for s in extra_strides)
+
+
+def combine_tile(m: int, n: int) -> tuple[int, int]:
+    """Rows and columns per program of the kernel that adds pieces: 1024 elements, wide."""
+    bn = min(256, max(16, triton.next_power_of_2(n)))
+    return max(1, min(triton.next_power_of_2(m), 1024 // bn)), bn

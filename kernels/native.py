@@ -2,7 +2,7 @@
 
 `launcher.c` is built at first use by the compiler that Triton needs anyway, and cached beside Triton's kernels. It
 relies on nothing of Triton but a kernel's handle, its metadata and the order of its parameters. Where it cannot be
-built, or a kernel needs more than it does (clusters, cooperative launches, scratch memory), launches go Triton's own
+built, or a kernel needs more than it does (clusters, cooperative launches), launches go Triton's own
 way.
 """
 
@@ -23,20 +23,25 @@ LETTERS = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
 
 @functools.cache
 def module() -> ModuleType | None:
-    """The built module; None where it cannot be built, or the environment variable TGRAD_NATIVE is 0."""
+    """The built launcher; None where it cannot be built, or the environment variable TGRAD_NATIVE is 0."""
+    return build(Path(__file__).with_name("launcher.c"), "tgrad_launcher", what="a launch")
+
+
+def build(source: Path, name: str, *, what: str) -> ModuleType | None:
+    """A C extension, built and cached by Triton's own means; None where that fails, or TGRAD_NATIVE is 0.
+
+    Args:
+        what: costs more host time without it, as the warning says.
+    """
     if os.environ.get("TGRAD_NATIVE") == "0":
         return None
     try:
         from triton.runtime.build import compile_module_from_src
 
-        source = Path(__file__).with_name("launcher.c").read_text()
         include = Path(triton.__file__).parent / "backends/nvidia/include"
-        return compile_module_from_src(source, "tgrad_launcher", [], [str(include)], ["dl"])
+        return compile_module_from_src(source.read_text(), name, [], [str(include)], ["dl"])
     except Exception as error:
-        warnings.warn(
-            f"tgrad's launcher could not be built ({error!r}): each launch costs about 1 us more of host time",
-            stacklevel=2,
-        )
+        warnings.warn(f"{source.name} could not be built ({error!r}): {what} costs more host time", stacklevel=3)
         return None
 
 
@@ -46,7 +51,6 @@ def fits(metadata: Any) -> bool:
         metadata.num_ctas == 1
         and not getattr(metadata, "launch_cooperative_grid", False)
         and not getattr(metadata, "launch_pdl", False)
-        and not getattr(metadata, "global_scratch_size", 0)
         and not getattr(metadata, "profile_scratch_size", 0)
     )
 
@@ -63,6 +67,6 @@ def prepare(
     kinds = "".join("P" if t.startswith("*") else LETTERS[t] for t in [*runtime, *(t for t, _ in fixed)])
     metadata = compiled.metadata
     return native.make(
-        compiled.function, *grid, 32 * metadata.num_warps, metadata.shared, len(runtime), kinds, tuple(v for _, v in
-        fixed)
-    )
+        compiled.function, *grid, 32 * metadata.num_warps, metadata.shared, len(runtime), kinds,
+        tuple(v for _, v in fixed), bool(getattr(metadata, "global_scratch_size", 0)),
+    )  # fmt: skip

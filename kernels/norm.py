@@ -36,7 +36,7 @@ def norm(
     RMS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, TYPE: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """out = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + eps); RMS: mean 0, of the squares."""
+    """out = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + eps); RMS: mean 0, which is not stored."""
     m = numbers(WIDE, BM)
     valid = m < M
     mean = tl.zeros((BM,), TYPE)
@@ -54,7 +54,8 @@ def norm(
         spread += tl.sum(tl.where(mask, v * v, 0.0), 1)
     root = libm.sqrt(ratio(spread, N, TYPE, BM) + eps.to(TYPE))
     rstd = libm.div(tl.zeros((BM,), TYPE) + 1.0, root)
-    tl.store(means + m, mean, mask=valid)
+    if not RMS:
+        tl.store(means + m, mean, mask=valid)
     tl.store(rstds + m, rstd, mask=valid)
     for start in range(0, N, BN):
         n = (start + tl.arange(0, BN)).to(m.dtype)
@@ -76,7 +77,9 @@ def norm_backward(
     """With h = (x - mean) * rstd and d = g * weight: (d - mean(d) - h * mean(d * h)) * rstd; RMS: mean(d) is 0."""
     m = numbers(WIDE, BM)
     valid = m < M
-    mean = tl.load(means + m, mask=valid, other=0).to(TYPE)
+    mean = tl.zeros((BM,), TYPE)
+    if not RMS:
+        mean = tl.load(means + m, mask=valid, other=0).to(TYPE)
     rstd = tl.load(rstds + m, mask=valid, other=0).to(TYPE)
     first = tl.zeros((BM,), TYPE)
     second = tl.zeros((BM,), TYPE)

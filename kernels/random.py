@@ -5,13 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tgrad.kernels.creation import bits, unit
+from tgrad.kernels.creation import bits, stream_at, unit
 from tgrad.kernels.launch import INTERPRET, Launch, prepare
 
 
 @triton.jit
 def choose(out, weights, seed, offset, n, samples, categories, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     """out[i]: the first category of row i // samples where the running sum of weights exceeds a uniform draw of it."""
+    seed, offset = stream_at(seed, offset)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n
     row = weights + i // samples * categories
@@ -34,10 +35,10 @@ def choose(out, weights, seed, offset, n, samples, categories, BLOCK: tl.constex
     tl.store(out + i, tl.minimum(chosen, last), mask=mask)  # rounding may put the mark past the last running sum
 
 
-def prepare_choice(rows: int, samples: int, categories: int) -> Launch:
-    """A launch of `choose`; takes the result, the weights (float64, row-major), seed and offset."""
+def prepare_choice(rows: int, samples: int, categories: int, seed: str) -> Launch:
+    """A launch of `choose`; takes the result, the weights (float64, row-major), seed (of Triton type `seed`) and offset."""
     n = rows * samples
     block, width = (max(2, min(triton.next_power_of_2(n), 1024)), 128) if INTERPRET else (32, 64)
     constexprs = {"BLOCK": block, "WIDTH": width}
-    runtime = ("*i64", "*fp64", "i64", "i64")
+    runtime = ("*i64", "*fp64", seed, "i64")
     return prepare(choose, (triton.cdiv(n, block),), runtime, (n, samples, categories), constexprs, aligned=False)

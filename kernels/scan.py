@@ -1,4 +1,4 @@
-"""Running sums and products along one dimension."""
+"""Running sums, products and extremes along one dimension."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import triton.language as tl
 from tgrad.kernels.launch import INTERPRET, Launch, prepare
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, convert
-from tgrad.kernels.scalar import mul
+from tgrad.kernels.reduce import IDENTITIES
+from tgrad.kernels.scalar import maximum, minimum, mul
 
 if INTERPRET:
     from tgrad.kernels.interpret import elementwise
@@ -17,10 +18,16 @@ if INTERPRET:
     # The interpreter's own scans are numpy's too, but in the type of the block: in float64 the error vanishes.
     _sums = elementwise(lambda x: np.cumsum(x, axis=1, dtype=np.float64))
     _products = elementwise(lambda x: np.cumprod(x, axis=1, dtype=np.float64))
+    _greatest = elementwise(lambda x: np.maximum.accumulate(x, axis=1), integers=True)
+    _least = elementwise(lambda x: np.minimum.accumulate(x, axis=1), integers=True)
 
     @triton.jit
     def running(x, KIND: tl.constexpr):
-        if x.dtype.is_floating():
+        if KIND == "max":
+            y = _greatest(x)
+        elif KIND == "min":
+            y = _least(x)
+        elif x.dtype.is_floating():
             y = _sums(x) if KIND == "sum" else _products(x)
         else:
             y = tl.cumsum(x, 1) if KIND == "sum" else tl.cumprod(x, 1)
@@ -29,14 +36,20 @@ else:
 
     @triton.jit
     def running(x, KIND: tl.constexpr):
-        return tl.cumsum(x, 1) if KIND == "sum" else tl.cumprod(x, 1)
+        if KIND == "max":
+            y = tl.associative_scan(x, 1, maximum)
+        elif KIND == "min":
+            y = tl.associative_scan(x, 1, minimum)
+        else:
+            y = tl.cumsum(x, 1) if KIND == "sum" else tl.cumprod(x, 1)
+        return y
 
 
 @triton.jit
 def scan(
     out, x, M, N, shape, out_strides, x_strides, out_step, x_step,
-    KIND: tl.constexpr, REVERSE: tl.constexpr, SOURCE: tl.constexpr, TYPE: tl.constexpr, RESULT: tl.constexpr,
-    KEPT: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    KIND: tl.constexpr, IDENTITY: tl.constexpr, REVERSE: tl.constexpr, SOURCE: tl.constexpr, TYPE: tl.constexpr,
+    RESULT: tl.constexpr, KEPT: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Each program scans BM of the M rows, from the first of the N elements on, or from the last if REVERSE.
 
@@ -50,8 +63,7 @@ def scan(
         to, source = offset(where, out_strides, KEPT), offset(where, x_strides, KEPT)
     else:
         to, source = m * 0, m * 0
-    identity: tl.constexpr = 0 if KIND == "sum" else 1
-    total = tl.full((BM,), identity, TYPE)
+    total = tl.full((BM,), IDENTITY, TYPE)
     for start in range(0, N, BN):
         n = start + tl.arange(0, BN)
         if WIDE:
@@ -60,10 +72,16 @@ def scan(
         if REVERSE:
             n = tl.where(n < N, N - 1 - n, 0)
         value = tl.load(x + (source[:, None] + (n * x_step)[None, :]), mask=mask, other=0)
-        value = tl.where(mask, convert(convert(value, SOURCE), TYPE), tl.full((), identity, TYPE))
+        value = tl.where(mask, convert(convert(value, SOURCE), TYPE), tl.full((), IDENTITY, TYPE))
         if KIND == "sum":
             result = running(value, KIND) + total[:, None]
             total += tl.sum(value, 1)
+        elif KIND == "max":
+            result = maximum(running(value, KIND), total[:, None])
+            total = maximum(total, tl.reduce(value, 1, maximum))
+        elif KIND == "min":
+            result = minimum(running(value, KIND), total[:, None])
+            total = minimum(total, tl.reduce(value, 1, minimum))
         else:
             result = running(value, KIND) * total[:, None]
             total *= tl.reduce(value, 1, mul)
@@ -95,7 +113,7 @@ def prepare_scan(
     """A launch of a scan; the callable takes the result, then the operand.
 
     Args:
-        kind: "sum" or "prod".
+        kind: "sum", "prod", "max" or "min".
         types: Triton types of the result, of the operand, of what it is converted to first, and of the accumulator.
         rows: collapsed sizes of the other dimensions, and the strides of both along them.
         n: size of the dimension.
@@ -107,7 +125,8 @@ def prepare_scan(
     bm, bn = tile(m, n)
     out, x, source, accumulator = types
     constexprs = {
-        "KIND": kind, "REVERSE": reverse, "SOURCE": TYPES[source], "TYPE": TYPES[accumulator], "RESULT": TYPES[out],
+        "KIND": kind, "IDENTITY": IDENTITIES[kind][accumulator], "REVERSE": reverse, "SOURCE": TYPES[source],
+        "TYPE": TYPES[accumulator], "RESULT": TYPES[out],
         "KEPT": len(rows[0]), "WIDE": wide, "BM": bm, "BN": bn,
     }  # fmt: skip
     fixed = (m, n, rows[0], tuple(rows[1][0]), tuple(rows[1][1]), *steps)

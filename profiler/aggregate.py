@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,14 +39,15 @@ def events_frame(records: Sequence[EventRow]) -> pd.DataFrame:
 SUMMARY = (
     "workload", "mode", "intermediates_bytes", "inputs_held_bytes", "outputs_held_bytes", "graph_bytes",
     "parameters_bytes", "peak_bytes", "forward_wall_median_ms", "forward_wall_q1_ms", "forward_wall_q3_ms",
-    "backward_wall_median_ms", "backward_wall_q1_ms", "backward_wall_q3_ms", "kernels", "host_us_per_op",
+    "backward_wall_median_ms", "backward_wall_q1_ms", "backward_wall_q3_ms", "step_wall_median_ms", "kernels",
+    "host_us_per_op",
     "residual_bytes",
 )  # fmt: skip
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """The columns people ask for first, a row for each workload and mode; `kernels` is of forward and backward."""
-    wide = runs.assign(kernels=runs["forward_kernels"] + runs["backward_kernels"])
+    """The columns people ask for first, a row for each (workload, mode); `kernels`: of forward, backward and step."""
+    wide = runs.assign(kernels=runs["forward_kernels"] + runs["backward_kernels"] + runs["step_kernels"])
     return wide[list(SUMMARY)].reset_index(drop=True)
 
 
@@ -56,7 +58,7 @@ def saved_by_source(saved: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["workload", "mode", "module", "op", "argument", "category", "shape", "file", "line"]
     grouped = saved.groupby(keys, sort=False, dropna=False)
-    found = grouped.agg(tensors=("seq", "size"), bytes=("charged_bytes", "sum"), first=("seq", "min")).reset_index()
+    found = grouped.agg(tensors=("tensors", "sum"), bytes=("charged_bytes", "sum"), first=("seq", "min")).reset_index()
     order = found.sort_values(
         ["workload", "mode", "bytes", "first"], ascending=[True, True, False, True], kind="stable"
     )
@@ -66,17 +68,17 @@ def saved_by_source(saved: pd.DataFrame) -> pd.DataFrame:
 def difference(before: pd.DataFrame, after: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Saved bytes and tensors by `keys` in two frames of saved tensors, where they differ, the largest change first.
 
-    Parameters and constants are left out: they are live with or without a graph. The changes add up to that of
-    graph_bytes, since a storage counts once, at the tensor that saved it first.
+    Parameters and constants are left out: they are live with or without a graph; so is what is recomputed, which takes
+    no bytes. The changes add up to that of graph_bytes, since a storage counts once, at the tensor that saved it first.
 
     Returns:
         Columns `keys`, then bytes_before, tensors_before, bytes_after, tensors_after and bytes_change.
     """
     sums = []
     for given, when in ((before, "before"), (after, "after")):
-        mine = given[~given["category"].isin(("parameter", "constant"))]
+        mine = given[~given["category"].isin(("parameter", "constant")) & (given["kind"] != "recomputed")]
         grouped = mine.groupby(list(keys), sort=False, dropna=False)
-        found = grouped.agg(bytes=("charged_bytes", "sum"), tensors=("seq", "size"))
+        found = grouped.agg(bytes=("charged_bytes", "sum"), tensors=("tensors", "sum"))
         sums.append(found.rename(columns={c: f"{c}_{when}" for c in ("bytes", "tensors")}))
     table = sums[0].join(sums[1], how="outer").fillna(0).astype("int64")
     table["bytes_change"] = table["bytes_after"] - table["bytes_before"]
@@ -88,7 +90,7 @@ def difference(before: pd.DataFrame, after: pd.DataFrame, keys: Sequence[str]) -
 # Each mode is explained as a difference from this one; if that was not measured, from the one measured before it.
 AGAINST = {
     "no_grad": "grad", "inference_mode": "no_grad", "set_grad_enabled_false": "inference_mode",
-    "grad+checkpoint": "grad", "grad+save_on_cpu": "grad",
+    "grad+checkpoint": "grad", "grad+save_on_cpu": "grad", "keep": "grad", "lean": "keep", "leanest": "lean",
 }  # fmt: skip
 SOURCE = ("module", "op", "argument", "category", "shape", "dtype")
 
@@ -98,7 +100,8 @@ def mode_changes(runs: pd.DataFrame, saved: pd.DataFrame) -> pd.DataFrame:
 
     Columns: workload, mode, against; graph_bytes, peak_bytes and nodes, each as the change; tensors_gone and
     tensors_new, how many saved tensors one has and the other has not, with their bytes_gone and bytes_new; and
-    host_us_per_op in both, NaN where it was not measured.
+    host_us_per_op in both, NaN where it was not measured; recomputed_kernels, as the change; and ms of a forward and its
+    backward in both.
     """
     rows = []
     for workload, mine in runs.groupby("workload", sort=False):
@@ -113,10 +116,11 @@ def mode_changes(runs: pd.DataFrame, saved: pd.DataFrame) -> pd.DataFrame:
             tensors = d["tensors_after"] - d["tensors_before"]
             rows.append({
                 "workload": workload, "mode": mode, "against": against,
-                **{f"{c}_change": int(new[c] - old[c]) for c in ("graph_bytes", "peak_bytes", "nodes")},
+                **{f"{c}_change": int(new[c] - old[c]) for c in ("graph_bytes", "peak_bytes", "nodes", "recomputed_kernels")},
                 "tensors_gone": int(-tensors[tensors < 0].sum()), "bytes_gone": int(gone[gone > 0].sum()),
                 "tensors_new": int(tensors[tensors > 0].sum()), "bytes_new": int(come[come > 0].sum()),
                 "host_us_per_op_before": old["host_us_per_op"], "host_us_per_op_after": new["host_us_per_op"],
+                "ms_before": _ms(old), "ms_after": _ms(new),
             })  # fmt: skip
     return pd.DataFrame(rows, columns=list(CHANGES))
 
@@ -124,7 +128,14 @@ def mode_changes(runs: pd.DataFrame, saved: pd.DataFrame) -> pd.DataFrame:
 CHANGES = (
     "workload", "mode", "against", "graph_bytes_change", "peak_bytes_change", "nodes_change", "tensors_gone",
     "bytes_gone", "tensors_new", "bytes_new", "host_us_per_op_before", "host_us_per_op_after",
+    "recomputed_kernels_change", "ms_before", "ms_after",
 )  # fmt: skip
+
+
+def _ms(run: Any) -> float:
+    """Median of a forward, and of its backward if it has one."""
+    backward = run["backward_wall_median_ms"]
+    return float(run["forward_wall_median_ms"] + (0.0 if math.isnan(backward) else backward))
 
 
 def explain(saved: pd.DataFrame, workload: str, against: str, mode: str) -> pd.DataFrame:
@@ -160,20 +171,26 @@ def live_by_category(events: pd.DataFrame, before: dict[str, int]) -> pd.DataFra
 
     Returns:
         Columns t_ns, phase, and one for each of CATEGORIES; a first row at t_ns 0 before anything happened. The sum of
-        the categories is the ledger's live bytes, those of others apart.
+        the categories is the ledger's live bytes, those of others apart; what events that are too many to list change
+        is in `other`.
     """
-    size = events["bytes"].where(events["action"] == "alloc", -events["bytes"])
+    sign = events["action"].map({"alloc": 1, "free": -1}).fillna(0).astype("int64")
+    size = events["bytes"] * sign
     table = pd.DataFrame({"t_ns": events["t_ns"], "phase": events["phase"]}).reset_index(drop=True)
     for category in CATEGORIES:
         change = size.where(events["category"] == category, 0).reset_index(drop=True)
         table[category] = change.cumsum() + before.get(category, 0)
+    if len(table) and not sign.all():  # some events are not listed one by one: what the ledger has beyond the others
+        unlisted = (events["live_bytes"] - size.cumsum()).reset_index(drop=True)
+        table["other"] += unlisted - unlisted.iloc[0]
     first = {"t_ns": 0, "phase": "forward", **{c: before.get(c, 0) for c in CATEGORIES}}
     return pd.concat([pd.DataFrame([first]), table], ignore_index=True)
 
 
 def live_before(run: Any) -> dict[str, int]:
     """What a run's model had live before its forward, by category."""
-    return {"parameter": int(run["live_before_bytes"] - run["other_live_bytes"])}
+    own, state = int(run["live_before_bytes"] - run["other_live_bytes"]), int(run["optimizer_bytes"])
+    return {"parameter": own - state, "optimizer": state}
 
 
 def at_peak(table: pd.DataFrame) -> dict[str, int]:

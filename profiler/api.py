@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from tgrad.device import compute
-from tgrad.profiler import measure, output
+from tgrad.profiler import isolated, measure, output
 from tgrad.profiler.environment import environment
 from tgrad.profiler.errors import ProfilerError
 from tgrad.profiler.records import ALL_MODES, MODES
 from tgrad.profiler.report import Report
+from tgrad.profiler.scale import check_sizes, scale
 from tgrad.profiler.workloads import Options, Workload, make
 
 # Told (what is running, steps done, steps in all) as the profiler goes.
@@ -32,9 +34,13 @@ def profile(
     repeats: int = REPEATS,
     warmup: int = WARMUP,
     seed: int = 0,
+    optimizer: str = "sgd",
     out: str | os.PathLike | None = None,
     force: bool = False,
     vs: str | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    memory_bytes: int | None = None,
+    isolate: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Measure workloads in grad modes.
@@ -48,9 +54,13 @@ def profile(
         width, depth: of the hidden layers of `mlp`.
         repeats: timed runs of each mode, after `warmup` untimed ones.
         seed: of weights and data.
+        optimizer: one of `optimizers.CHOICES`, whose step follows each backward of a workload with a loss.
         out: a folder for the report's files; None writes nothing.
         force: replace the report that is in `out`.
         vs: `torch` measures the same workloads in PyTorch as well, which takes workloads that have a twin.
+        batch_sizes: three or more; the scale law is measured at these as well (see `scale.scale`).
+        memory_bytes: what its largest batch must fit.
+        isolate: measure each (engine, workload, mode) in a process of its own; modes then take no turns.
         progress: told what is running.
 
     Returns:
@@ -63,17 +73,28 @@ def profile(
     given = [workloads] if isinstance(workloads, (str, Workload)) else list(workloads)
     names = (modes,) if isinstance(modes, str) else tuple(modes)
     names = ALL_MODES if names == ("all",) else names
-    options = Options(batch_size, dtype, width, depth, seed)
+    options = Options(batch_size, dtype, width, depth, seed, optimizer)
     check(given, names, device, repeats, warmup)
     if vs not in (None, "torch"):
         raise ProfilerError(f"--vs: unknown engine '{vs}'; choose torch, or leave it out")
     _check_sizes(given, options)
+    if memory_bytes is not None and batch_sizes is None:
+        raise ProfilerError("--memory: what fits is read off the scale law; add --batch-sizes 32,64,128,256")
+    if batch_sizes is not None:
+        check_sizes(batch_sizes)
+        if any(isinstance(w, Workload) for w in given):
+            raise ProfilerError("batch_sizes: a Workload has one batch size; give its name or file.py:factory instead")
+    if isolate and any(isinstance(w, Workload) for w in given):
+        raise ProfilerError("isolate: a Workload cannot be sent to another process; give its name or file.py:factory")
     if out is not None:
         output.check(out, force)  # before minutes of measuring
     made = _distinct([make(w, options) for w in given])
     total = sum(0 if measure.is_torch_only(w) else measure.steps(w.held, names, repeats, warmup) for w in made)
     records, done = measure.Records(), 0
-    for workload in made:
+    for workload, asked in zip(made, given):
+        if isolate:
+            records.extend(_isolated(workload, str(asked), names, options, repeats, warmup, vs, progress))
+            continue
 
         def step(name: str = workload.name) -> None:
             nonlocal done
@@ -90,9 +111,32 @@ def profile(
         found = measure.profile(workload, names, dtype=dtype, seed=seed, repeats=repeats, warmup=warmup, on_step=step)
         records.extend(found)
     report = Report(records, environment(seed), {w.name: w.about for w in made})
+    for w, workload in zip(given, made):
+        if batch_sizes is not None and not measure.is_torch_only(workload):
+            report.scales.append(scale(
+                str(w), batch_sizes, names, memory_bytes=memory_bytes, dtype=dtype, width=width, depth=depth, seed=seed,
+                optimizer=optimizer, isolate=isolate, progress=progress,
+            ))  # fmt: skip
     if out is not None:
         report.save(out, force)
     return report
+
+
+def _isolated(
+    workload: Workload, given: str, modes: Sequence[str], options: Options, repeats: int, warmup: int,
+    vs: str | None, progress: Progress | None,
+) -> measure.Records:  # fmt: skip
+    """One workload, each mode and the twin in a process of its own."""
+    records, alone = measure.Records(), measure.is_torch_only(workload)
+    tasks = [] if alone else list(modes)
+    for i, mode in enumerate(tasks):
+        if progress is not None:
+            progress(f"{workload.name} in {mode}", i, len(tasks))
+        arguments = {**asdict(options), "repeats": repeats, "warmup": warmup}
+        records.extend(isolated.call("profile", workload=given, mode=mode, options=arguments)[0])
+    if vs == "torch" or alone:
+        records.extend(isolated.call("twin", workload=given, options=asdict(options))[0])
+    return records
 
 
 def check(workloads: Sequence[str | Workload], modes: Sequence[str], device: str, repeats: int, warmup: int) -> None:

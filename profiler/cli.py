@@ -1,7 +1,6 @@
 """The `tgrad` command. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 a regression or a leak was found, 2 the request was wrong or could not be carried out, 130
-interrupted.
+Exit codes: EXIT_CODES.
 """
 
 from __future__ import annotations
@@ -24,6 +23,15 @@ if TYPE_CHECKING:
     from tgrad.profiler.tables import Column
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    compare: a regression; leaks: memory grows; doctor: figures disagree
+  2    the request was wrong or could not be carried out; nothing was written
+  130  interrupted (Ctrl-C); nothing was written, but by run, which still writes its report
+  run ends with the script's own exit code: 1 if it raised
+"""
 
 WORKLOADS = """\
 workloads:
@@ -52,9 +60,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     import tgrad
     from tgrad.profiler.api import REPEATS
+    from tgrad.profiler.optimizers import CHOICES
     from tgrad.profiler.records import ALL_MODES, MODES
 
-    top = _Parser(prog="tgrad", description="Profile models on tgrad: what each grad mode costs, in bytes and time.")
+    top = _Parser(
+        prog="tgrad", description="Profile models on tgrad: what each grad mode costs, in bytes and time.",
+        epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     top.add_argument("--version", action="version", version=f"tgrad {tgrad.__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     p = commands.add_parser(
@@ -76,17 +88,29 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--repeats", type=_whole, default=REPEATS, metavar="N", help=f"timed runs of each mode (default: {REPEATS})"
     )
+    p.add_argument(
+        "--optimizer", default="sgd", metavar="NAME",
+        help=f"whose step follows the backward of a workload with a loss: {', '.join(CHOICES)} (default: sgd)",
+    )  # fmt: skip
     p.add_argument("--seed", type=_whole, default=0, metavar="N", help="of weights and data (default: 0)")
     p.add_argument(
         "--out", metavar="DIR", help="write report.html, summary.md, CSV files and plots into this new folder"
     )
     p.add_argument("--force", action="store_true", help="replace the report that is in DIR")
+    p.add_argument(
+        "--batch-sizes", metavar="A,B,C", help="measure the scale law at these batch sizes too: 32,64,128,256"
+    )
+    p.add_argument("--memory", metavar="SIZE", help="with --batch-sizes: what a batch must fit, such as 24GiB")
+    p.add_argument(
+        "--isolate", action="store_true", help="measure each engine and mode in a process of its own (slower)"
+    )
     p.add_argument("--vs", metavar="torch", help="measure the same model in PyTorch too, and set it beside")
     p.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else, on stdout")
     p.add_argument("--quiet", action="store_true", help="no progress, and no tables")
-    from tgrad.profiler import commands as others
+    from tgrad.profiler import commands as others, subcommands
 
     others.add(commands)
+    subcommands.add(commands)
     e = commands.add_parser("env", help="print versions, device and machine")
     e.add_argument("--json", action="store_true", help="as JSON")
     return top
@@ -128,7 +152,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    given = parser().parse_args(argv)
+    given = _parse(sys.argv[1:] if argv is None else list(argv))
     if given.command == "env":
         return _env(given.json)
     if given.command == "profile":
@@ -137,6 +161,16 @@ def _run(argv: Sequence[str] | None) -> int:
         return given.run(given)
     parser().print_help(sys.stderr)
     return USAGE
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments; those of a script that is run come after -- and are not looked at."""
+    if argv[:1] != ["run"] or "--" not in argv:
+        return parser().parse_args(argv)
+    at = argv.index("--")
+    given = parser().parse_args(argv[:at])
+    given.arguments += argv[at + 1 :]
+    return given
 
 
 def _env(as_json: bool) -> int:
@@ -157,7 +191,9 @@ def _env(as_json: bool) -> int:
 
 def _profile(given: argparse.Namespace, own_process: bool) -> int:
     from tgrad.device import compute
+    from tgrad.profiler import datafiles
     from tgrad.profiler.api import profile
+    from tgrad.profiler.scale import parse_sizes
 
     if given.device == "cpu" and compute.type != "cpu" and own_process:
         # The device was chosen when tgrad was imported: begin again with the other one.
@@ -167,11 +203,13 @@ def _profile(given: argparse.Namespace, own_process: bool) -> int:
             {**os.environ, "TRITON_INTERPRET": "1"},
         )
     modes = [m.strip() for m in given.modes.split(",") if m.strip()]
+    sizes, memory = parse_sizes(given.batch_sizes, given.memory)
     with _progress(given.quiet or given.json) as progress:
         report = profile(
             given.workloads or ["tutorial", "digits", "mlp"], modes, batch_size=given.batch_size, dtype=given.dtype,
             device=given.device, width=given.width, depth=given.depth, repeats=given.repeats, seed=given.seed,
-            out=given.out, force=given.force, vs=given.vs, progress=progress,
+            optimizer=given.optimizer, out=given.out, force=given.force, vs=given.vs,
+            batch_sizes=sizes, memory_bytes=memory, isolate=given.isolate, progress=progress,
         )  # fmt: skip
     if given.json:
         print(json.dumps(summary(report), indent=2))
@@ -179,6 +217,8 @@ def _profile(given: argparse.Namespace, own_process: bool) -> int:
         show(report)
         if given.out is not None:
             print(f"The report is in {os.path.join(given.out, 'report.html')}")
+            if not datafiles.has_parquet():
+                print(datafiles.NO_PARQUET)
         else:
             print("Add --out DIR for a report with plots and data files.")
     return OK
@@ -234,8 +274,10 @@ def show(report: Report) -> None:
     from rich.text import Text
 
     from tgrad.profiler import tables
+    from tgrad.profiler.aggregate import saved_by_module
     from tgrad.profiler.environment import INTERPRETED
     from tgrad.profiler.records import MODES
+    from tgrad.profiler.words import keepers, law_sentence
 
     console = Console(highlight=False)
     # A table that is piped into a file is not cut to 80 columns.
@@ -275,6 +317,11 @@ def show(report: Report) -> None:
             show_twin(console, report, name)
         console.print()
         console.print(sentences[name])
+        kept = keepers(saved_by_module(report.saved, name))
+        if kept:
+            console.print(kept)
+        for law in (s for s in report.scales if s.workload == name):
+            console.print(law_sentence(law))
         console.print()
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
-from tgrad.profiler.errors import ProfilerError
-from tgrad.profiler.units import parse_bytes, show_bytes, show_ms, signed
+from tgrad.profiler.units import show_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from tgrad.profiler.compare import Change, Comparison
     from tgrad.profiler.report import Report
 
 OK, REGRESSION = 0, 1
@@ -36,6 +33,8 @@ def add(commands: Any) -> None:
         "must differ by the rank test (p < 0.05) as well; may be given several times",
     )  # fmt: skip
     p.add_argument("--by", choices=("module", "op", "line"), default="module", help="group saved bytes by this")
+    p.add_argument("--out", metavar="DIR", help="write compare.html, compare.md, compare.json and plots into DIR")
+    p.add_argument("--force", action="store_true", help="replace the comparison that is in DIR")
     p.add_argument("--json", action="store_true", help="print the comparison as JSON")
     p.set_defaults(run=_compare)
     p = commands.add_parser(
@@ -49,6 +48,7 @@ def add(commands: Any) -> None:
     p.add_argument("--dtype", default="float32", help="float16, bfloat16, float32 (the default) or float64")
     p.add_argument("--width", type=int, metavar="N", help="width of mlp's hidden layers")
     p.add_argument("--depth", type=int, metavar="N", help="number of mlp's hidden layers")
+    p.add_argument("--isolate", action="store_true", help="measure each size and mode in a process of its own")
     p.add_argument("--out", metavar="DIR", help="write scale.csv, laws.csv and the plot into this new folder")
     p.add_argument("--force", action="store_true", help="replace what is in DIR")
     p.add_argument("--json", action="store_true", help="print the laws as JSON")
@@ -64,6 +64,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     p.add_argument("script", metavar="FILE.PY:FUNCTION", help="a function that runs one iteration")
     p.add_argument("--iterations", type=int, default=8, metavar="N", help="iterations that count (default: 8)")
+    p.add_argument("--out", metavar="DIR", help="write leaks.csv and the plot into this new folder")
+    p.add_argument("--force", action="store_true", help="replace what is in DIR")
     p.add_argument("--json", action="store_true", help="print what was found as JSON")
     p.set_defaults(run=_leaks)
 
@@ -87,89 +89,24 @@ def table(*headings: str, left: int = 1) -> Table:
 
 
 def _compare(given: argparse.Namespace) -> int:
+    from tgrad.profiler import compare_output as show, output
     from tgrad.profiler.compare import compare, parse_limit
     from tgrad.profiler.reading import load
 
     limits = [parse_limit(text) for text in given.fail_on]
+    if given.out is not None:
+        output.check(given.out, given.force)
     a, b = load(given.a), load(given.b)
     found = compare(a, b, limits, given.by)
+    if given.out is not None:
+        show.save(found, a, b, bool(limits), given.out, given.force)
     if given.json:
-        print(json.dumps(_as_json(found), indent=2))
+        print(json.dumps(show.as_json(found), indent=2))
     else:
-        _show_comparison(found, bool(a.environment.get("is_interpreted")), bool(limits))
+        show.show(console(), found, bool(a.environment.get("is_interpreted")), bool(limits))
+        if given.out is not None:
+            print(f"The comparison is in {given.out}/compare.html")
     return REGRESSION if found.failed else OK
-
-
-def _as_json(found: Comparison) -> dict[str, Any]:
-    def plain(c: Change) -> dict[str, Any]:
-        return {
-            "workload": c.workload, "mode": c.mode, "metric": c.metric, "before": float(c.before),
-            "after": float(c.after), "p": None if math.isnan(c.p) else c.p,
-        }  # fmt: skip
-
-    return {
-        "bytes": [plain(c) for c in found.bytes], "times": [plain(c) for c in found.times],
-        "saved": json.loads(found.saved.to_json(orient="records")), "notes": found.notes,
-        "regressions": [{**plain(c), "limit": x.text} for c, x in found.failed],
-    }  # fmt: skip
-
-
-def _percent(change: Change) -> str:
-    return "" if not change.grown else f"{100 * change.grown / change.before:+.1f} %" if change.before else "new"
-
-
-def _show_comparison(found: Comparison, interpreted: bool, gated: bool) -> None:
-    from rich.text import Text
-
-    from tgrad.profiler.environment import INTERPRETED
-
-    out = console()
-    differ = [c for c in found.bytes if c.grown]
-    if differ:
-        shown = table("workload", "mode", "figure", "before", "after", "change", "", left=3)
-        for c in differ:
-            shown.add_row(
-                c.workload, c.mode, c.metric, show_bytes(c.before), show_bytes(c.after),
-                Text(f"{signed(c.grown)} ({c.grown:+,.0f} B)", style="red" if c.grown > 0 else "green"), _percent(c),
-            )  # fmt: skip
-        out.print(shown)
-    else:
-        out.print(f"Bytes: all {len(found.bytes)} figures are the same, to the byte.")
-    if len(found.saved):
-        keys = [c for c in found.saved.columns if not c.endswith(("_before", "_after", "_change"))]
-        shown = table(*keys, "saved before", "after", "change", "tensors", left=len(keys))
-        for _, row in found.saved.iterrows():
-            change = row["bytes_change"]
-            shown.add_row(
-                *(str(row[k]) if row[k] != "" else "(top level)" if k == "module" else "" for k in keys),
-                show_bytes(row["bytes_before"]), show_bytes(row["bytes_after"]),
-                Text(signed(change), style="red" if change > 0 else "green" if change < 0 else ""),
-                f"{row['tensors_before']} -> {row['tensors_after']}",
-            )  # fmt: skip
-        out.print()
-        out.print(shown)
-    if found.times:
-        shown = table("workload", "mode", "time", "before", "after", "change", "p", left=3)
-        for c in (c for c in found.times if "host" not in c.metric):
-            shown.add_row(
-                c.workload, c.mode, c.metric, show_ms(c.before), show_ms(c.after), _percent(c),
-                Text(f"{c.p:.3f}", style="bold" if c.p < 0.05 else ""),
-            )  # fmt: skip
-        out.print()
-        out.print(shown)
-        out.print("p: of the one-sided rank test (Mann-Whitney); below 0.05 the difference is more than chance.")
-        if interpreted:
-            out.print(Text(f"times: {INTERPRETED}", style="yellow"))
-    for note in found.notes:
-        out.print(Text(f"note: {note}", style="dim"))
-    out.print()
-    for c, limit in found.failed:
-        grown = f"{_percent(c)}, p = {c.p:.3f}" if c.metric.endswith("_ms") else f"{c.grown:+,.0f} bytes"
-        out.print(
-            Text(f"REGRESSION {c.workload} in mode {c.mode}: {c.metric} {grown} (--fail-on {limit.text})", "bold red")
-        )
-    if gated and not found.failed:
-        out.print(Text("No regression.", style="green"))
 
 
 def show_twin(out: Console, report: Report, workload: str) -> None:
@@ -202,47 +139,30 @@ def show_twin(out: Console, report: Report, workload: str) -> None:
 def _scale(given: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from tgrad.profiler import output
+    from tgrad.profiler import output, tables, words
     from tgrad.profiler.records import ALL_MODES
-    from tgrad.profiler.scale import scale
+    from tgrad.profiler.scale import parse_sizes, scale
 
     if given.out is not None:
         output.check(given.out, given.force)
-    try:
-        sizes = [int(n) for n in given.batch_sizes.split(",") if n.strip()]
-        memory = None if given.memory is None else parse_bytes(given.memory)
-    except ValueError as error:
-        raise ProfilerError(f"--batch-sizes and --memory: {error}; give 32,64,128 and 24GiB") from None
+    sizes, memory = parse_sizes(given.batch_sizes, given.memory)
     modes = ALL_MODES if given.modes == "all" else [m.strip() for m in given.modes.split(",") if m.strip()]
     found = scale(
-        given.workload, sizes, modes, memory_bytes=memory, dtype=given.dtype, width=given.width, depth=given.depth
-    )
+        given.workload, sizes or [], modes, memory_bytes=memory, dtype=given.dtype, width=given.width,
+        depth=given.depth, isolate=given.isolate,
+    )  # fmt: skip
     if given.out is not None:
         found.save(given.out, given.force)
     if given.json:
         print(json.dumps([{k: None if v != v else v for k, v in asdict(x).items()} for x in found.laws], indent=2))
         return OK
     out = console()
-    fits = () if memory is None else (f"largest batch in {show_bytes(memory)}",)
-    shown = table("mode", "figure", "fixed", "a row", "95 % interval", "batch", "line says", "measured", *fits, left=2)
+    shown = table(*tables.law_headings(-1 if memory is None else memory), left=2)
     for x in found.laws:
-        largest = "any" if x.largest_batch < 0 else f"{x.largest_batch:,}"
-        shown.add_row(
-            x.mode, x.figure, show_bytes(round(x.fixed_bytes)), f"{x.per_row_bytes:,.1f} B",
-            f"±{x.per_row_ci_bytes:,.1f} B",
-            f"{x.checked_batch:,}", show_bytes(x.checked_predicted_bytes),
-            f"{show_bytes(x.checked_measured_bytes)} ({100 * x.error:.2f} % off)",
-            *([largest if x.figure == "peak_bytes" else ""] if fits else []),
-        )  # fmt: skip
+        shown.add_row(*tables.law_cells(x))
     out.print(shown)
-    held = any(p.is_held_out for p in found.points)
-    out.print("The batch in the table had no part in the fit." if held else "Give four sizes to hold one out.")
-    for x in found.laws:
-        if x.error > 0.02:
-            out.print(
-                f"{x.mode}: {x.figure} is no straight line over these sizes ({100 * x.error:.1f} % off at batch "
-                f"{x.checked_batch}): give larger ones before you trust the largest batch."
-            )
+    for line in words.law_sentences(found):
+        out.print(line)
     if given.out is not None:
         out.print(f"The plot is in {given.out}/scale.png")
     return OK
@@ -259,13 +179,20 @@ def _export(given: argparse.Namespace) -> int:
 def _leaks(given: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from tgrad.profiler import leak_plot, output
     from tgrad.profiler.leaks import leaks
     from tgrad.profiler.workloads import function
 
+    if given.out is not None:
+        output.check(given.out, given.force)
     found = leaks(function(given.script), iterations=given.iterations)
+    if given.out is not None:
+        leak_plot.save(found, given.out, given.force)
     if given.json:
         print(json.dumps({**asdict(found), "found": found.found}, indent=2))
     else:
         for line in found.sentences():
             print(line)
+        if given.out is not None:
+            print(f"The plot is in {given.out}/leaks.png")
     return REGRESSION if found.found else OK

@@ -25,9 +25,10 @@ BYTES = (
     "peak_forward_bytes", "peak_bytes",
 )  # fmt: skip
 TIMES = {
-    "forward_ms": ("forward", "wall_ms"), "backward_ms": ("backward", "wall_ms"),
+    "forward_ms": ("forward", "wall_ms"), "backward_ms": ("backward", "wall_ms"), "step_ms": ("step", "wall_ms"),
     "forward_host_ms": ("forward", "host_ms"), "backward_host_ms": ("backward", "host_ms"),
     "forward_gpu_ms": ("forward", "gpu_ms"), "backward_gpu_ms": ("backward", "gpu_ms"),
+    "step_gpu_ms": ("step", "gpu_ms"),
 }  # fmt: skip
 GROUPS = {
     "module": ("module", "op", "argument"),
@@ -185,7 +186,7 @@ def _check(a: Loaded, b: Loaded) -> list[str]:
             raise ProfilerError(f"{report.path / 'runs.csv'} has a run twice; write the report again")
     for key in both:
         one, other = (x.runs.set_index(KEYS).loc[key] for x in (a, b))
-        for column in ("engine", "dtype", "batch_size", "held"):
+        for column in ("engine", "dtype", "optimizer", "batch_size", "held"):
             if one[column] != other[column]:
                 name = column.replace("_", " ")
                 raise ProfilerError(
@@ -193,7 +194,28 @@ def _check(a: Loaded, b: Loaded) -> list[str]:
                     f"the first and {other[column]} in the second; profile both alike"
                 )
     notes = [f"{w} in mode {m} is only in {a.path}" for w, m in left if (w, m) not in right]
-    return notes + [f"{w} in mode {m} is only in {b.path}" for w, m in right if (w, m) not in left]
+    notes += [f"{w} in mode {m} is only in {b.path}" for w, m in right if (w, m) not in left]
+    return notes + _others(a, b, both)
+
+
+def _others(a: Loaded, b: Loaded, both: list[tuple[str, str]]) -> list[str]:
+    """Notes on what lets bytes differ although nothing got worse: another model, other versions, another seed."""
+    notes = []
+    one, other = (x.runs.set_index(KEYS) for x in (a, b))
+    for w in dict.fromkeys(w for w, _ in both):
+        key = next(k for k in both if k[0] == w)
+        m, n = int(one.loc[key, "parameters"]), int(other.loc[key, "parameters"])
+        if m != n:
+            notes.append(
+                f"{w} is another model: {m:,} parameters in the first and {n:,} in the second, so its bytes differ for "
+                "that reason as well"
+            )
+    versions = [{"tgrad": x.environment.get("tgrad"), **(x.environment.get("packages") or {})} for x in (a, b)]
+    for name in ("tgrad", "torch", "triton"):
+        before, after = (v.get(name) for v in versions)
+        if before != after:
+            notes.append(f"other versions: {name} {before} in the first and {after} in the second")
+    return notes
 
 
 def _times_differ(a: Loaded, b: Loaded) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 import tgrad
 from tgrad.nn import Module, Sequential
-from tgrad.profiler.records import GRAPH_MODES
+from tgrad.profiler.records import GRAPH_MODES, POLICIES
 from tgrad.saved_hooks import save_on_cpu
 from tgrad.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -20,6 +21,12 @@ def _on_cpu() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _policy(name: str) -> Iterator[None]:
+    with tgrad.enable_grad(), tgrad.activation_memory(name):
+        yield
+
+
 CONTEXTS: dict[str, Callable[[], AbstractContextManager]] = {
     "grad": tgrad.enable_grad,
     "no_grad": tgrad.no_grad,
@@ -27,6 +34,7 @@ CONTEXTS: dict[str, Callable[[], AbstractContextManager]] = {
     "set_grad_enabled_false": lambda: tgrad.set_grad_enabled(False),
     "grad+checkpoint": tgrad.enable_grad,
     "grad+save_on_cpu": _on_cpu,
+    **{name: functools.partial(_policy, name) for name in POLICIES},
 }
 
 

@@ -16,7 +16,7 @@ from tgrad.device import compute, describe
 from tgrad.kernels import launch
 
 INTERPRETED = "Triton interpreter on the CPU: not GPU performance"
-PACKAGES = ("torch", "triton", "numpy", "pandas", "matplotlib", "rich", "jinja2", "scikit-learn")
+PACKAGES = ("torch", "triton", "numpy", "pandas", "matplotlib", "rich", "jinja2", "pyarrow", "scikit-learn")
 
 
 def environment(seed: int | None = None, argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from tgrad import graph
 from tgrad.autograd.graph import SavedRecord, nodes
 from tgrad.graph import Node, Origin, Packed, Saved
+from tgrad.recompute import Recomputed
 from tgrad.tensor import Tensor
 
 NOWHERE = Origin("", "", 0, "")
@@ -18,11 +19,15 @@ NOWHERE = Origin("", "", 0, "")
 
 @dataclass(frozen=True)
 class Kept(SavedRecord):
-    """A SavedRecord, and why: reason and kind as in a SavedRow. saved_id: of the engine's object, while it lives."""
+    """A SavedRecord, and why: reason and kind as in a SavedRow. saved_id: of the engine's object, while it lives.
+
+    place: its address, and its layout.
+    """
 
     reason: str = ""
     kind: str = ""
     saved_id: int = 0
+    place: tuple[int, Any] = (0, None)
 
 
 class Watch:
@@ -40,28 +45,25 @@ class Watch:
     @contextmanager
     def on(self) -> Iterator[Watch]:
         """Listen inside the block."""
-        before, plain, packed = graph.on_save, Saved.unpack, Packed.unpack
+        before, unpack = graph.on_save, Saved.unpack
 
         def on_save(saved: Saved) -> None:
             self.on_save(saved)
             if before is not None:
                 before(saved)
 
-        def noting(unpack: Any) -> Any:
-            def noted(saved: Saved, node: Node) -> Tensor:
-                if not self.listening:
-                    self.used.setdefault(id(saved), time.perf_counter_ns())
-                return unpack(saved, node)
-
-            return noted
+        def noted(saved: Saved, node: Node) -> Tensor:
+            if not self.listening:
+                self.used.setdefault(id(saved), time.perf_counter_ns())
+            return unpack(saved, node)
 
         graph.on_save = on_save
-        Saved.unpack, Packed.unpack = noting(plain), noting(packed)  # type: ignore[method-assign]
+        Saved.unpack = noted  # type: ignore[method-assign, assignment]
         try:
             yield self
         finally:
             graph.on_save = before
-            Saved.unpack, Packed.unpack = plain, packed  # type: ignore[method-assign]
+            Saved.unpack = unpack  # type: ignore[method-assign]
 
 
 def kept_by(results: list[Tensor]) -> list[Kept]:
@@ -79,12 +81,15 @@ def kept_by(results: list[Tensor]) -> list[Kept]:
 
 def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[Kept]:
     op, why = node.rule.op.grad_name, reason(node, s.name)
+    if isinstance(s, Recomputed):
+        yield _record(node, op, s.name, s, None, f"{why}: recomputed by {s.recipe}", "recomputed", id(s))
+        return
     if not isinstance(s, Packed):
         own = s.edge is graph._ITSELF
         kind = "leaf" if isinstance(s.edge, Tensor) else "result" if own else "value"
-        yield _record(node, op, s.name, s, s.storage, why, kind, id(s))
+        yield _record(node, op, s.name, s, s.pinned(), why, kind, id(s))
         return
-    for t in _tensors(s.packed):
+    for t in _tensors(getattr(s.packed, "value", s.packed)):  # a block's slot may have its tensor after all
         yield _record(node, op, s.name, t, t.storage, why, "packed", id(s))
     frame = getattr(s.unpack_hook, "__self__", None)
     inputs = getattr(frame, "args", None)
@@ -92,11 +97,15 @@ def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[Kept]:
         return
     frames[id(frame)] = frame
     for a in inputs:
-        if isinstance(a, Packed):
+        if isinstance(a, (Packed, Recomputed)):
             yield from _of(node, a, frames)
         elif isinstance(a, Saved):
             kind = "leaf" if isinstance(a.edge, Tensor) else "value"
             yield _record(node, "Checkpoint", a.name, a, a.storage, "running it again", kind, id(a))
+    for name, value in getattr(frame, "kwargs", {}).items():
+        for t in _tensors(value):
+            kind = "leaf" if t.requires_grad and t.node is None else "value"
+            yield _record(node, "Checkpoint", name, t, t.storage, "running it again", kind, 0)
     state = getattr(frame, "random", None)
     if isinstance(state, Tensor):
         yield _record(node, "Checkpoint", "random state", state, state.storage, "running it again", "value", 0)
@@ -127,8 +136,10 @@ def _record(
     at = node.origin or NOWHERE
     layout = of.layout
     return Kept(
-        op, argument, tuple(layout.shape), layout.dtype.name, storage.id, storage.nbytes, layout.nbytes, kind == "leaf",
+        op, argument, tuple(layout.shape), layout.dtype.name, 0 if storage is None else storage.id,
+        0 if storage is None else storage.nbytes, layout.nbytes, kind == "leaf",
         at.module, at.file, at.line, at.function, node.key, why, kind, saved_id,
+        (of.ptr, layout),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The latency pass: forward and backward of one batch, timed with recording off; and the counts of ops and kernels."""
+"""The latency pass: forward, backward and step of one batch, timed with recording off; counts of ops and kernels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from tgrad import dispatch
+import numpy as np
+
+from tgrad import dispatch, once
 from tgrad.device import Timer, compute, synchronize
 from tgrad.kernels import launch
 from tgrad.profiler.contexts import entered, has_graph
@@ -21,6 +24,8 @@ from tgrad.profiler.memory import (
     roots_of,
     run_backward,
     run_forward,
+    run_step,
+    training,
 )
 from tgrad.profiler.records import SampleRecord
 from tgrad.profiler.workloads import Workload
@@ -60,8 +65,8 @@ def timed(call: Callable[[], object]) -> tuple[object, Time]:
     return result, Time((returned - start) * 1e3, (end - start) * 1e3, gpu_ms)
 
 
-def step(workload: Workload, mode: str) -> Iterator[tuple[str, Time]]:
-    """("forward", its time) and, in mode grad, ("backward", its time) of one fresh batch."""
+def step(workload: Workload, mode: str, optimizer: Any = None) -> Iterator[tuple[str, Time]]:
+    """("forward", its time) of one fresh batch; in modes that have a graph, ("backward", ...) and ("step", ...) too."""
     with entered(mode, workload.model):
         batch = make_batch(workload, mode)
         results, forward = timed(lambda: run_forward(workload, mode, batch))
@@ -70,6 +75,8 @@ def step(workload: Workload, mode: str) -> Iterator[tuple[str, Time]]:
     if roots:
         gradients = cotangents(roots)
         yield "backward", timed(lambda: run_backward(workload, roots, gradients, mode))[1]
+        if optimizer is not None:
+            yield "step", timed(lambda: run_step(workload, optimizer, mode))[1]
     clear_gradients(workload.model)
 
 
@@ -86,11 +93,12 @@ def measure(
     """
     samples: list[SampleRecord] = []
     modes = list(run_ids)
-    with gradients_put_back(workload.model):
+    graphs = [m for m in modes if has_graph(m)]
+    with gradients_put_back(workload.model), training(workload, (graphs or modes)[0]) as optimizer:
         for rep in range(-warmup, repeats):
             shift = rep % len(modes)
             for mode in modes[shift:] + modes[:shift]:
-                for phase, t in step(workload, mode):
+                for phase, t in step(workload, mode, optimizer):
                     samples.append(
                         SampleRecord(
                             run_ids[mode], workload.name, mode, phase, rep, rep < 0, t.wall_ms, t.host_ms, t.gpu_ms
@@ -100,33 +108,42 @@ def measure(
     return samples
 
 
+AGAIN = " (recomputed)"  # how recipes call what they run
+
+
 class _Ops:
     """Counts the outermost ops."""
 
     def __init__(self) -> None:
         self.count = 0
         self.depth = 0
+        self.recomputed = 0  # how many recipes are being run
 
     def begin(self, op: str) -> None:
         self.count += not self.depth
         self.depth += 1
+        self.recomputed += op.endswith(AGAIN)
 
     def end(self, op: str) -> None:
         self.depth -= 1
+        self.recomputed -= op.endswith(AGAIN)
 
 
 @contextmanager
-def counting() -> Iterator[Callable[[], tuple[int, int]]]:
-    """Yields a function that gives (ops dispatched, kernels launched) since it was last asked."""
+def counting() -> Iterator[Callable[[], tuple[int, int, int]]]:
+    """Yields a function that gives (ops dispatched, kernels launched, those of them that make again what was not kept)
+    since it was last asked.
+    """
     before = dispatch.observer
-    ops, kernels, seen = _Ops(), [0], [0, 0]
+    ops, kernels, seen = _Ops(), [0, 0], [0, 0, 0]
 
     def count(label: str) -> None:
         kernels[0] += 1
+        kernels[1] += bool(ops.recomputed) or once.is_second_run()
 
-    def ask() -> tuple[int, int]:
-        now = [ops.count, kernels[0]]
-        new = now[0] - seen[0], now[1] - seen[1]
+    def ask() -> tuple[int, int, int]:
+        now = [ops.count, *kernels]
+        new = now[0] - seen[0], now[1] - seen[1], now[2] - seen[2]
         seen[:] = now
         return new
 
@@ -139,23 +156,27 @@ def counting() -> Iterator[Callable[[], tuple[int, int]]]:
 
 
 def counts(workload: Workload, mode: str) -> dict[str, int]:
-    """Ops dispatched and kernels launched by the forward and the backward of one batch: columns of a RunRecord."""
-    with gradients_put_back(workload.model):
+    """Ops dispatched and kernels launched by forward, backward and step of one batch: columns of a RunRecord."""
+    with gradients_put_back(workload.model), training(workload, mode) as optimizer:
         with entered(mode, workload.model):
             batch = make_batch(workload, mode)
             with counting() as ask:
                 results = run_forward(workload, mode, batch)
                 forward = ask()
         roots = roots_of(results, workload) if has_graph(mode) else []
-        backward = (0, 0)
+        backward = stepped = (0, 0, 0)
         if roots:
             gradients = cotangents(roots)
             with counting() as ask:
                 run_backward(workload, roots, gradients, mode)
                 backward = ask()
+                if optimizer is not None:
+                    run_step(workload, optimizer, mode)
+                    stepped = ask()
     return {
         "forward_ops": forward[0], "forward_kernels": forward[1],
         "backward_ops": backward[0], "backward_kernels": backward[1],
+        "step_ops": stepped[0], "step_kernels": stepped[1], "recomputed_kernels": backward[2],
     }  # fmt: skip
 
 
@@ -172,3 +193,34 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
     return at(0.25), at(0.5), at(0.75)
+
+
+RESAMPLES = 1000
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median, by the percentile bootstrap (Efron 1979); NaN of no values, or one that is NaN.
+
+    The draws are always the same, so that one file of samples gives one interval.
+    """
+    if not values or any(math.isnan(v) for v in values):
+        return NAN, NAN
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(np.asarray(values, dtype=float)[drawn], axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+LAUNCH_BOUND = 0.9  # of the wall time spent before the call returned: the device then waits for Python
+
+
+def is_launch_bound(host_share: float) -> bool:
+    """Whether a forward's time is that of launching its kernels rather than of running them; never of NaN."""
+    return host_share >= LAUNCH_BOUND
+
+
+NOISY, VERY_NOISY = 0.10, 0.25  # quartile distance over median, as in PyTorch's benchmark utilities
+
+
+def noise(q1: float, median: float, q3: float) -> float:
+    """How far times scatter: the quartile distance as a share of the median; NaN where there are none."""
+    return (q3 - q1) / median if median else NAN

@@ -7,6 +7,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from tgrad.engine import Walk
@@ -35,6 +36,15 @@ class Holder:
     shape: tuple[int, ...]
     op: str
     graph_bytes: int
+
+    def sentence(self) -> str:
+        """Who holds what, and what to do about it."""
+        place = f"{self.file}:{self.line}" if self.file else "a line that was not recorded"
+        shape, stem = "x".join(map(str, self.shape)) or "scalar", self.name.partition("[")[0]
+        return (
+            f"{self.name} in {self.frame} holds a {shape} tensor made by {self.op} at {place}, and with its graph "
+            f"{show_bytes(self.graph_bytes)}: keep {stem} free of graphs with .item() or .detach()."
+        )
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,7 @@ class Leaks:
             lines.append(
                 f"Leak: {show_bytes(round(self.slope_bytes))} (±{ci}) stay after each of {self.iterations} iterations."
             )
-            for h in self.holders:
-                place = f"{h.file}:{h.line}" if h.file else "a line that was not recorded"
-                lines.append(
-                    f"{h.name} in {h.frame} holds a {'x'.join(map(str, h.shape)) or 'scalar'} tensor made by {h.op} at "
-                    f"{place}, and with its graph {show_bytes(h.graph_bytes)}: keep {h.name.partition('[')[0]} free of "
-                    "graphs with .item() or .detach()."
-                )
+            lines += [h.sentence() for h in self.holders]
         else:
             lines.append(f"No leak: memory is the same after each of {self.iterations} iterations.")
         if self.unused_graphs:
@@ -89,8 +93,12 @@ class Leaks:
             )
         return lines
 
+    def _repr_html_(self) -> str:
+        """A notebook shows the words."""
+        return "".join(f"<p>{escape(line)}</p>" for line in self.sentences())
 
-class _Births:
+
+class Births:
     """Storages made since, by id."""
 
     def __init__(self) -> None:
@@ -124,7 +132,7 @@ def leaks(fn: Callable[..., Any], *, iterations: int = 8, warmup: int = 2) -> Le
     if iterations < 3 or warmup < 0:
         raise ProfilerError("leaks: a slope and its interval take at least 3 iterations, and warmup is at least 0")
     call = _caller(fn)
-    births, live, unused, unused_at = _Births(), [], 0, ""
+    births, live, unused, unused_at = Births(), [], 0, ""
     with ledger.subscribe(births), recorded():
         for i in range(warmup + iterations):
             if i == warmup:
@@ -140,8 +148,8 @@ def leaks(fn: Callable[..., Any], *, iterations: int = 8, warmup: int = 2) -> Le
                     unused, unused_at = unused + 1, graphs.at
         slope = fit.line(range(len(live)), live)
         found = Leaks(live, slope.slope, slope.slope_ci, [], unused, unused_at)
-        holders = _holders(set(births.live)) if found.found else []
-    return Leaks(live, slope.slope, slope.slope_ci, holders, unused, unused_at)
+        held = holders(set(births.live)) if found.found else []
+    return Leaks(live, slope.slope, slope.slope_ci, held, unused, unused_at)
 
 
 def _caller(fn: Callable[..., Any]) -> Callable[[int], Any]:
@@ -194,7 +202,7 @@ class _counted:
 MOST = 5  # holders that are named
 
 
-def _holders(born: set[int]) -> list[Holder]:
+def holders(born: set[int]) -> list[Holder]:
     """Variables that hold tensors with a graph, or with memory, that the iterations made."""
     gc.collect()
     tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and _leaked(t, born)]

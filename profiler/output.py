@@ -16,9 +16,12 @@ FILES = ("report.html", "summary.md", "runs.csv", "samples.csv", "saved.csv", "e
 OPTIONAL = (
     "twins.csv", "twin_saved.csv", "scale.csv", "laws.csv", "scale.png", "scale.svg", "trace.json.gz",
     "snapshot.pickle", "saved.speedscope.json", "bench.json",
+    *(f"{name}.parquet" for name in ("runs", "samples", "saved", "events", "twins", "twin_saved", "scale", "laws")),
+    "compare.html", "compare.md", "compare.json", "leaks.csv", "leaks.parquet", "leaks.png", "leaks.svg",
+    "whatif.csv", "whatif.parquet", "whatif.png", "whatif.svg", "iterations.csv", "iterations.parquet",
 )  # fmt: skip
 FOLDERS = ("plots",)
-PLOTS = (".png",)
+PLOTS = (".png", ".svg")
 
 
 def check(out: str | os.PathLike, force: bool) -> Path:

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -15,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tgrad.profiler import aggregate
 from tgrad.profiler.environment import INTERPRETED
-from tgrad.profiler.records import ALL_MODES, CATEGORIES
+from tgrad.profiler.records import CATEGORIES
 from tgrad.profiler.units import show_bytes, unit_of
 
 # Okabe and Ito's colours, told apart by the colour-blind; modes and categories share none that meet in one figure.
@@ -26,9 +27,13 @@ MODE_COLOURS = {
     "set_grad_enabled_false": "#5B4FA0",
     "grad+checkpoint": "#8A5A00",
     "grad+save_on_cpu": "#4A5560",
+    "keep": "#6B7075",
+    "lean": "#C2410C",
+    "leanest": "#6D28D9",
 }
 CATEGORY_COLOURS = {
     "parameter": "#9AA0A6",
+    "optimizer": "#5F8A6B",
     "output": "#56B4E9",
     "input": "#E69F00",
     "intermediate": "#D55E00",
@@ -39,6 +44,7 @@ CATEGORY_COLOURS = {
 }
 CATEGORY_NAMES = {
     "parameter": "parameters and buffers",
+    "optimizer": "optimiser state",
     "output": "outputs held",
     "input": "inputs",
     "intermediate": "intermediates kept for backward",
@@ -142,7 +148,7 @@ def peak_by_mode(live: dict[str, pd.DataFrame], workload: str) -> Figure:
     return fig
 
 
-BANDS = {"forward": "#F3F7FB", "backward": "#FDF1EA"}
+BANDS = {"forward": "#F3F7FB", "backward": "#FDF1EA", "step": "#EFF6F0"}
 
 
 def memory_over_time(live: dict[str, pd.DataFrame], workload: str, interpreted: bool) -> Figure:
@@ -169,10 +175,15 @@ def memory_over_time(live: dict[str, pd.DataFrame], workload: str, interpreted: 
 def _timeline(ax: Any, table: pd.DataFrame, used: list[str], most: float, longest: float) -> None:
     t = table["t_ns"].to_numpy() / 1e6
     layers = table[used].to_numpy().T
-    ax.stackplot(t, layers, step="post", colors=[CATEGORY_COLOURS[c] for c in used], linewidth=0)
+    shown = _outline(layers.sum(axis=0))
+    some = layers.any(axis=1)
+    colours = [CATEGORY_COLOURS[c] for c, any_ in zip(used, some) if any_]
+    if colours:  # a script may have no tensors
+        ax.stackplot(t[shown], layers[some][:, shown], step="post", colors=colours, linewidth=0)
     for phase, colour in BANDS.items():
-        mine = t[(table["phase"] == phase).to_numpy()]
-        if not len(mine):
+        is_mine = (table["phase"] == phase).to_numpy()
+        mine = t[is_mine]
+        if not len(mine) or (is_mine[1:] > is_mine[:-1]).sum() + is_mine[0] > 1:  # phases that recur, as in a script
             continue
         ax.axvspan(mine[0], mine[-1], color=colour, zorder=-1, linewidth=0)
         wide = mine[-1] - mine[0] > 0.1 * longest
@@ -188,6 +199,19 @@ def _timeline(ax: Any, table: pd.DataFrame, used: list[str], most: float, longes
         f"peak {show_bytes(total[top])}", (t[top], total[top]), xytext=(-6 if right else 6, 1),
         textcoords="offset points", fontsize=8.5, ha="right" if right else "left", va="bottom", fontweight="bold",
     )  # fmt: skip
+
+
+MOMENTS = 240  # of a timeline with more, the highest and the lowest of each stretch are drawn
+
+
+def _outline(total: Any) -> Any:
+    """Which moments to draw, as ascending indices: all of few; of many, those that keep the outline and the peak."""
+    if len(total) <= MOMENTS:
+        return np.arange(len(total))
+    kept = {0, len(total) - 1}
+    for stretch in np.array_split(np.arange(len(total)), MOMENTS // 2):
+        kept |= {int(stretch[total[stretch].argmax()]), int(stretch[total[stretch].argmin()])}
+    return np.array(sorted(kept))
 
 
 LONGEST = 14  # bars; of deeper models the smallest are added up
@@ -230,42 +254,6 @@ def saved_by_module(table: pd.DataFrame, workload: str) -> Figure | None:
     return fig
 
 
-def draw(runs: pd.DataFrame, saved: pd.DataFrame, events: pd.DataFrame, workload: str) -> list[tuple[str, str, Figure]]:
-    """(file stem, a sentence that says what to see, figure) of each figure of one workload."""
-    mine = runs[runs["workload"] == workload].set_index("mode", drop=False)
-    modes = [m for m in ALL_MODES if m in mine.index]
-    live = {
-        m: aggregate.live_by_category(
-            events[(events["workload"] == workload) & (events["mode"] == m)], aggregate.live_before(mine.loc[m])
-        )
-        for m in modes
-    }
-    interpreted = bool(mine["is_interpreted"].iloc[0])
-    name = _stem(workload)
-    found: list[tuple[str, str, Figure]] = [
-        (
-            f"{name}-peak",
-            "Each bar is the moment when the most memory was live; its parts say what that memory was for.",
-            peak_by_mode(live, workload),
-        ),
-        (
-            f"{name}-timeline",
-            "With a graph, memory grows through the forward and the backward gives it back; without one, only what "
-            "the caller holds stays.",
-            memory_over_time(live, workload, interpreted),
-        ),
-    ]
-    if "grad" in modes:
-        fig = saved_by_module(aggregate.saved_by_module(saved, workload), workload)
-        if fig is not None:
-            found.append((f"{name}-saved", "Bytes kept for backward, by the module and the op that kept them.", fig))
-    return found
-
-
-def _stem(workload: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", workload) or "workload"
-
-
 def png(fig: Figure) -> bytes:
     """The figure as a PNG file, at 160 dots an inch."""
     buffer = io.BytesIO()
@@ -277,18 +265,42 @@ _figures = itertools.count(1)
 
 
 def _rounded(path: re.Match) -> str:
-    """A path's coordinates to a hundredth of a point: half the size, and the same picture."""
-    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])
+    """A path's coordinates to a tenth of a point: a third of the size, and the same picture."""
+    return re.sub(r"(\.\d)\d+", r"\1", path[0])
+
+
+NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+# What takes a page's colours, so that a figure is dark in dark surroundings: paper, ink, grid, bands.
+THEME = {
+    "#ffffff": "--paper", "#1f2328": "--ink", "#3c4248": "--ink", "#5a6067": "--soft", "#8a9097": "--soft",
+    "#e3e5e8": "--line", "#f3f7fb": "--band-forward", "#fdf1ea": "--band-backward", "#eff6f0": "--band-step",
+    "#b0124a": "--grad", "#00639c": "--no_grad", "#00785a": "--inference_mode",
+    "#5b4fa0": "--mode-4", "#8a5a00": "--mode-5", "#4a5560": "--mode-6",
+}  # fmt: skip
+
+
+def for_page(svg_text: str) -> str:
+    """An `svg` in the colours of the page that it is put into."""
+    return re.sub(
+        r"(fill|stroke): (#[0-9a-f]{6})\b",
+        lambda m: f"{m[1]}: var({THEME[m[2]]})" if m[2] in THEME else m[0],
+        svg_text,
+    )
+
+
+def for_file(svg_text: str) -> str:
+    """An `svg` as a file of its own: a page needs no namespaces, a file does."""
+    return svg_text.replace("<svg ", f"<svg {NAMESPACES} ", 1) + "\n"
 
 
 def svg(fig: Figure, title: str) -> str:
-    """The figure as an <svg> element to put into a page: ids of its own, no declaration, scalable."""
+    """The figure as an <svg> element: ids of its own, no declaration, scalable."""
+    prefix = f"f{next(_figures)}-"
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    prefix = f"f{next(_figures)}-"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
     text = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{prefix}", text)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # a page needs none

@@ -2,23 +2,30 @@
 
     @pytest.mark.limit_peak("1 MiB")    # the most that is live during the test, beyond what was before
     @pytest.mark.limit_saved("64 KiB")  # distinct memory saved for backward, leaves left out
+    @pytest.mark.limit_leaks("0 B")     # what is live after the test and was not before; says which variable holds it
 
 Switch it on with `pytest -p tgrad.profiler.pytest_plugin`, or `pytest_plugins = ["tgrad.profiler.pytest_plugin"]` in
-the root conftest.py. Exact on any machine: bytes as requested, not as an allocator rounds them.
+the root conftest.py. Exact on any machine: bytes as requested, not as an allocator rounds them. It does not load by
+itself: it imports tgrad, and so torch and Triton, which is seconds for every run of pytest where tgrad is installed.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 
 import pytest
 
+from tgrad.profiler.leaks import Births, holders
+from tgrad.profiler.origins import recorded
 from tgrad.profiler.recording import record
 from tgrad.profiler.units import parse_bytes, show_bytes
+from tgrad.storage import ledger
 
 LIMITS = {
     "limit_peak": ("peak_bytes", "is live at most"),
     "limit_saved": ("saved_bytes", "is saved for backward"),
+    "limit_leaks": ("leaked_bytes", "is live after the test and was not before"),
 }
 
 
@@ -34,17 +41,20 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     limits = {name: _limit(item, name) for name in LIMITS if item.get_closest_marker(name) is not None}
     if not limits:
         return (yield)
-    with record() as found:
+    births = Births()
+    with ledger.subscribe(births), recorded(), record() as found:
         result = yield
+        gc.collect()
     for name, limit in limits.items():
         figure, what = LIMITS[name]
-        taken = getattr(found, figure)
+        taken = sum(births.live.values()) if name == "limit_leaks" else getattr(found, figure)
         if taken > limit:
-            pytest.fail(
+            who = [h.sentence() for h in holders(set(births.live))] if name == "limit_leaks" else []
+            said = (
                 f"{name}: {show_bytes(taken)} ({taken:,} bytes) {what}, and the limit is {show_bytes(limit)} "
-                f"({limit:,} bytes)",
-                pytrace=False,
+                f"({limit:,} bytes)"
             )
+            pytest.fail("\n".join([said, *who]), pytrace=False)
     return result
 
 

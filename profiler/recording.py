@@ -6,15 +6,43 @@ import functools
 import gc
 import time
 from collections.abc import Callable
+from html import escape
 from typing import Any, TypeVar
 
 from tgrad import graph
 from tgrad.graph import Saved
 from tgrad.profiler.units import show_bytes, show_ms
-from tgrad.storage import Allocation, ledger
+from tgrad.storage import ledger, next_id
 from tgrad.tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _listen(before: Callable[[Saved], None] | None) -> tuple[Callable[[], tuple[int, int]], Callable[[Saved], None]]:
+    """(tells how many tensors were saved and their distinct bytes, what `graph.on_save` is to be meanwhile).
+
+    It runs for every saved tensor: a closure, with as little in it as can be (tests/benchmarks/profiler.py).
+    """
+    sizes: dict[int, int] = {}
+    count = 0
+
+    def on_save(saved: Saved) -> None:
+        nonlocal count
+        if isinstance(saved.edge, Tensor):
+            return
+        count += 1
+        storage = saved.storage or saved.pinned()
+        if storage is not None:
+            i = getattr(storage, "_id", 0)  # as storage.id, without the exception that most would raise
+            if not i:
+                i = storage._id = next_id()
+            sizes[i] = storage.nbytes
+
+    def both(saved: Saved) -> None:
+        before(saved)  # type: ignore[misc]
+        on_save(saved)
+
+    return lambda: (count, sum(sizes.values())), on_save if before is None else both
 
 
 class record:
@@ -23,6 +51,8 @@ class record:
         with record() as r:
             loss = model(x).mean()
         print(r)                # peak +1.2 MiB, kept +812 KiB, saved for backward 790 KiB in 14 tensors
+
+    The figures are there when the block is left.
 
     Attributes:
         before_bytes, after_bytes: the ledger at the beginning and at the end.
@@ -36,7 +66,6 @@ class record:
         self.name = name
         self.before_bytes = self.after_bytes = self.peak_bytes = self.saved_bytes = self.saved_tensors = 0
         self.wall_ms = 0.0
-        self._seen: set[int] = set()
 
     def __call__(self, function: F) -> F:
         @functools.wraps(function)
@@ -51,34 +80,19 @@ class record:
         gc.collect()
         self.__init__(self.name)  # type: ignore[misc]
         self._on_save = graph.on_save
-        graph.on_save = self._saved
-        ledger.listeners = (*ledger.listeners, self)
-        self.before_bytes, self._start = ledger.live_bytes, time.perf_counter()
+        self._tell, graph.on_save = _listen(self._on_save)
+        self._outer_peak, self.before_bytes = ledger.peak_bytes, ledger.live_bytes
+        ledger.reset_peak()  # the ledger keeps the peak anyway: nothing is told of each allocation
+        self._start = time.perf_counter()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.wall_ms = (time.perf_counter() - self._start) * 1e3
         self.after_bytes = ledger.live_bytes
-        ledger.listeners = tuple(x for x in ledger.listeners if x is not self)
+        self.peak_bytes = ledger.peak_bytes - self.before_bytes
+        ledger.peak_bytes = max(ledger.peak_bytes, self._outer_peak)
         graph.on_save = self._on_save
-
-    def allocated(self, storage: Allocation) -> None:
-        """Told by the ledger."""
-        self.peak_bytes = max(self.peak_bytes, ledger.live_bytes - self.before_bytes)
-
-    def freed(self, storage: Allocation) -> None:
-        """Told by the ledger."""
-
-    def _saved(self, saved: Saved) -> None:
-        if self._on_save is not None:
-            self._on_save(saved)
-        if isinstance(saved.edge, Tensor):
-            return
-        self.saved_tensors += 1
-        storage = saved.pinned()
-        if storage is not None and storage.id not in self._seen:
-            self._seen.add(storage.id)
-            self.saved_bytes += storage.nbytes
+        self.saved_tensors, self.saved_bytes = self._tell()
 
     @property
     def kept_bytes(self) -> int:
@@ -94,3 +108,7 @@ class record:
         )
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the words."""
+        return f"<p>{escape(str(self))}</p>"

@@ -15,6 +15,8 @@ from tgrad.profiler.measure import Records
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tgrad.profiler.scale import Scale
+
 
 @dataclass
 class Report:
@@ -24,6 +26,8 @@ class Report:
         records: all that was recorded.
         environment: where, as in env.json.
         about: workload -> a sentence on what it is.
+        scales: the scale laws that were measured beside it.
+        extra: further frames, by the name of their file.
 
     The frames `runs`, `samples`, `saved`, `events` and `summary` are made when first asked for.
     """
@@ -31,6 +35,8 @@ class Report:
     records: Records
     environment: dict[str, Any]
     about: dict[str, str] = field(default_factory=dict)
+    scales: list[Scale] = field(default_factory=list)
+    extra: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -74,6 +80,18 @@ class Report:
 
         return saved_frame(self.records.twin_saved)
 
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """All frames that a report's folder holds, by the name of their file."""
+        found = {name: getattr(self, name) for name in ("runs", "samples", "saved", "events")}
+        if self.records.twins:
+            found |= {"twins": self.twins, "twin_saved": self.twin_saved}
+        if self.scales:
+            import pandas as pd
+
+            found["scale"] = pd.concat([s.frame for s in self.scales], ignore_index=True)
+            found["laws"] = pd.concat([s.law_frame for s in self.scales], ignore_index=True)
+        return found | self.extra
+
     @cached_property
     def summary(self) -> pd.DataFrame:
         """The first columns to look at: `aggregate.SUMMARY`."""
@@ -112,16 +130,18 @@ class Report:
         from tgrad.profiler.words import sentence, twin_sentence
 
         found = {w: sentence(self.runs[self.runs["workload"] == w]) for w in self.workloads if w in self._ran}
-        return found | {
-            t.workload: f"{found.get(t.workload, '')} {twin_sentence(t)}".strip() for t in self.records.twins
-        }
+        for t in self.records.twins:
+            found[t.workload] = f"{found.get(t.workload, '')} {twin_sentence(t)}".strip()
+        return {w: " ".join([text, *self.records.notes.get(w, ())]) for w, text in found.items()}
 
     @property
     def _ran(self) -> set[str]:
         return {r.workload for r in self.records.runs}
 
     def save(self, out: str | os.PathLike, force: bool = False) -> Path:
-        """Write the folder `out`: report.html, summary.md, CSV files, plots, env.json. It appears whole or not at all.
+        """Write the folder `out`: report.html, summary.md, CSV and Parquet files, plots, env.json.
+
+        It appears whole or not at all.
 
         Args:
             force: replace a report that is there. A folder with anything else in it is never replaced.
@@ -132,26 +152,22 @@ class Report:
         Raises:
             ProfilerError: the folder cannot be written, or may not be replaced.
         """
-        from tgrad.profiler import html, plots
+        from tgrad.profiler import datafiles, figures, html, markdown, plots
 
         with output.folder(out, force) as folder:
-            for name in ("runs", "samples", "saved", "events"):
-                getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-            if self.records.twins:
-                for name in ("twins", "twin_saved"):
-                    getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            datafiles.write(folder, self.frames())
             (folder / "env.json").write_text(json.dumps(self.environment, indent=2) + "\n", encoding="utf-8")
-            figures: dict[str, list[tuple[str, str, str]]] = {}
+            drawn: dict[str, list[tuple[str, str, str]]] = {}
             (folder / "plots").mkdir()
             for workload in self.workloads:
-                figures[workload] = []
-                if workload not in self._ran:
-                    continue
-                for stem, says, fig in plots.draw(self.runs, self.saved, self.events, workload):
+                drawn[workload] = []
+                for stem, says, fig in figures.draw(self, workload):
+                    text = plots.svg(fig, f"{workload}: {says}")
                     (folder / "plots" / f"{stem}.png").write_bytes(plots.png(fig))
-                    figures[workload].append((stem, says, plots.svg(fig, f"{workload}: {says}")))
-            (folder / "summary.md").write_text(html.markdown(self, figures), encoding="utf-8")
-            (folder / "report.html").write_text(html.page(self, figures), encoding="utf-8")
+                    (folder / "plots" / f"{stem}.svg").write_text(plots.for_file(text), encoding="utf-8")
+                    drawn[workload].append((stem, says, plots.for_page(text)))
+            (folder / "summary.md").write_text(markdown.page(self, drawn), encoding="utf-8")
+            (folder / "report.html").write_text(html.page(self, drawn), encoding="utf-8")
         return Path(out).expanduser().resolve()
 
     def _repr_html_(self) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tgrad
-from tgrad.profiler import fit, memory, output
+from tgrad.profiler import fit, isolated, memory, output
 from tgrad.profiler.errors import ProfilerError
 from tgrad.profiler.records import ALL_MODES, MODES
+from tgrad.profiler.units import parse_bytes
 from tgrad.profiler.workloads import Options, Workload, make
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 FIGURES = ("graph_bytes", "peak_bytes")
 
 
@@ -80,25 +80,31 @@ class Scale:
 
         return pd.DataFrame([asdict(p) for p in self.points])
 
+    @property
+    def law_frame(self) -> pd.DataFrame:
+        """A row a law."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(x) for x in self.laws])
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the laws."""
+        return self.law_frame.to_html(index=False)
+
     def save(self, out: str | os.PathLike, force: bool = False) -> Path:
         """Write the folder `out`: scale.csv, laws.csv and the plot as PNG and SVG.
 
         Raises:
             ProfilerError: the folder cannot be written, or may not be replaced.
         """
-        import pandas as pd
-
-        from tgrad.profiler import plots, scale_plot
+        from tgrad.profiler import datafiles, plots, scale_plot
 
         with output.folder(out, force) as folder:
-            self.frame.to_csv(folder / "scale.csv", index=False, lineterminator="\n")
-            laws = pd.DataFrame([asdict(x) for x in self.laws])
-            laws.to_csv(folder / "laws.csv", index=False, lineterminator="\n")
+            datafiles.write(folder, {"scale": self.frame, "laws": self.law_frame})
             figure = scale_plot.draw(self)
             (folder / "scale.png").write_bytes(plots.png(figure))
             text = plots.svg(figure, f"{self.workload}: peak memory against batch size")
-            text = text.replace("<svg ", f"<svg {NAMESPACES} ", 1)  # a file of its own needs them, a page does not
-            (folder / "scale.svg").write_text(text + "\n", encoding="utf-8")
+            (folder / "scale.svg").write_text(plots.for_file(text), encoding="utf-8")
         return Path(out).expanduser().resolve()
 
 
@@ -112,6 +118,8 @@ def scale(
     width: int | None = None,
     depth: int | None = None,
     seed: int = 0,
+    optimizer: str = "sgd",
+    isolate: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scale:
     """Measure a workload at several batch sizes and fit a line in each mode.
@@ -121,31 +129,62 @@ def scale(
     Args:
         workload: a name, or `file.py:factory` whose factory takes batch_size.
         memory_bytes: what must fit; gives `largest_batch`.
+        optimizer: whose step the peak includes, for a workload with a loss; `none`: no step.
+        isolate: measure each batch size in each mode in a process of its own.
 
     Raises:
         ProfilerError: the request cannot be carried out.
     """
-    sizes = sorted(set(batch_sizes))
-    if len(sizes) < 3:
-        raise ProfilerError("--batch-sizes: a line and its interval take at least three sizes, such as 32,64,128,256")
+    sizes = check_sizes(batch_sizes)
     for mode in modes:
         if mode not in ALL_MODES:
             raise ProfilerError(f"--modes: unknown mode '{mode}'; choose from {', '.join(ALL_MODES)}")
     points, name = [], ""
     for i, rows in enumerate(sizes):
-        made = make(workload, Options(rows, dtype, width, depth, seed))
+        options = Options(rows, dtype, width, depth, seed, optimizer)
+        made = make(workload, options)
         if made.model is None:
             raise ProfilerError(f"workload {made.name} is a PyTorch model, and scale runs tgrad; give a tgrad model")
         name = made.name
         for j, mode in enumerate(modes):
             if progress is not None:
                 progress(f"{name}, batch {rows}", i * len(modes) + j, len(sizes) * len(modes))
-            points.append(_point(made, mode, rows, seed, len(sizes) > 3 and rows == sizes[-1]))
+            held_out = len(sizes) > 3 and rows == sizes[-1]
+            points.append(
+                isolated.call("point", workload=workload, mode=mode, held_out=held_out, options=asdict(options))
+                if isolate else point(made, mode, rows, seed, held_out)
+            )  # fmt: skip
     laws = [law([p for p in points if p.mode == m], f, memory_bytes) for m in modes for f in FIGURES]
     return Scale(name, points, laws)
 
 
-def _point(workload: Workload, mode: str, rows: int, seed: int, held_out: bool) -> Point:
+def check_sizes(batch_sizes: Sequence[int]) -> list[int]:
+    """The sizes, ascending, each once.
+
+    Raises:
+        ProfilerError: there are fewer than three.
+    """
+    sizes = sorted(set(batch_sizes))
+    if len(sizes) < 3:
+        raise ProfilerError("--batch-sizes: a line and its interval take at least three sizes, such as 32,64,128,256")
+    return sizes
+
+
+def parse_sizes(batch_sizes: str | None, memory: str | None) -> tuple[list[int] | None, int | None]:
+    """What --batch-sizes and --memory say; None of what is not given.
+
+    Raises:
+        ProfilerError: they are no numbers.
+    """
+    try:
+        sizes = None if batch_sizes is None else [int(n) for n in batch_sizes.split(",") if n.strip()]
+        return sizes, None if memory is None else parse_bytes(memory)
+    except ValueError as error:
+        raise ProfilerError(f"--batch-sizes and --memory: {error}; give 32,64,128 and 24GiB") from None
+
+
+def point(workload: Workload, mode: str, rows: int, seed: int, held_out: bool) -> Point:
+    """One batch size in one mode, measured."""
     tgrad.manual_seed(seed)
     found = memory.measure(workload, mode, "").figures
     return Point(workload.name, mode, rows, found["graph_bytes"], found["peak_bytes"], held_out)

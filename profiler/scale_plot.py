@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw(scale: Scale) -> Figure:
-    """One panel; modes whose points coincide are drawn with dashes that interlock."""
+    """One panel; the first modes are drawn wide, so that those which coincide show at their edges."""
     modes = list(dict.fromkeys(p.mode for p in scale.points))
     most_rows = max(p.batch_size for p in scale.points)
     capacity = max((x.memory_bytes for x in scale.laws), default=-1)
@@ -34,13 +34,13 @@ def draw(scale: Scale) -> Figure:
             colour = MODE_COLOURS.get(mode, "#1F2328")
             law = scale.law(mode)
             label = f"{mode}: {show_bytes(law.fixed_bytes)} + {show_bytes(law.per_row_bytes)} a row"
-            dashes = (4 * i, (4, 4 * (len(modes) - 1))) if i else "-"
-            ax.plot(x, y, color=colour, linewidth=1.8, label=label, linestyle=dashes)
+            wide_first = 1.6 + 1.4 * (len(modes) - 1 - i)
+            ax.plot(x, y, color=colour, linewidth=wide_first, label=label, solid_capstyle="butt")
             low, high = ([a + sign * b for a, b in zip(y, wide)] for sign in (-1, 1))
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             for p in mine:
                 ax.plot(
-                    p.batch_size, p.peak_bytes, "o", color=colour, markersize=6,
+                    p.batch_size, p.peak_bytes, "o", color=colour, markersize=5 + wide_first,
                     markerfacecolor="white" if p.is_held_out else colour,
                 )  # fmt: skip
         if within:

@@ -42,6 +42,26 @@ def mlp(rows: int, dtype: str, width: int, depth: int) -> Twin:
     )
 
 
+def normed(rows: int) -> Twin:
+    """Linear 6-5, BatchNorm1d, ReLU."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU())
+    return Twin(model, lambda: ((torch.randn(rows, 6),), ()))
+
+
+def expanded(rows: int, columns: int) -> Twin:
+    """A product of an expanded view with a parameter."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1, columns))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.expand(rows, columns) * self.scale
+
+    return Twin(Net(), lambda: ((torch.randn(1, columns),), ()))
+
+
 def is_model(value: Any) -> bool:
     """Whether it is a PyTorch module."""
     return isinstance(value, nn.Module)

@@ -27,7 +27,7 @@ class TwinRecord:
     Storages count once, by their size; parameters and buffers of the model are left out.
     mem_tracker_bytes, mem_tracker_peak_bytes: all that PyTorch's MemTracker saw live after the forward, and at most
     until the end of the backward, without the model; NaN where it cannot run. residual_bytes: what it saw, less what
-    the hooks and the results account for.
+    the hooks and the results account for. mem_tracker_kinds: its bytes by what it takes them for, itemised.
     """
 
     intermediates_bytes: int
@@ -42,6 +42,7 @@ class TwinRecord:
     mem_tracker_bytes: float = math.nan
     mem_tracker_peak_bytes: float = math.nan
     residual_bytes: float = math.nan
+    mem_tracker_kinds: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def profile(twin: Twin, workload: str, run_id: str) -> tuple[TwinRecord, list[Sa
     held = sum(n for i, n in result_sizes.items() if i not in own)
     seen = _Seen()  # frees what the hooks held
     gc.collect()
-    live, peak = tracked(twin)
+    live, peak, kinds = tracked(twin)
     record = TwinRecord(
         intermediates_bytes=total["intermediate"],
         inputs_held_bytes=total["input"],
@@ -135,6 +136,7 @@ def profile(twin: Twin, workload: str, run_id: str) -> tuple[TwinRecord, list[Sa
         mem_tracker_bytes=live,
         mem_tracker_peak_bytes=peak,
         residual_bytes=live - total["intermediate"] - total["input"] - held,
+        mem_tracker_kinds=kinds,
     )
     return record, rows
 
@@ -232,10 +234,11 @@ def _name(results: list[torch.Tensor], asked: list[_Kept]) -> None:
                 todo.append(following)
 
 
-def tracked(twin: Twin) -> tuple[float, float]:
-    """Bytes that MemTracker sees live after the forwards, and at most with their backward; the model left out.
+def tracked(twin: Twin) -> tuple[float, float, str]:
+    """Bytes that MemTracker sees live after the forwards, and at most with their backward, without the model; and what
+    for.
 
-    Both are NaN where this PyTorch has no MemTracker, or it fails.
+    The bytes are NaN where this PyTorch has no MemTracker, or it fails.
     """
     try:
         from torch.distributed._tools.mem_tracker import MemTracker
@@ -255,16 +258,34 @@ def tracked(twin: Twin) -> tuple[float, float]:
                         tracker.reset_mod_stats()
                     results += _forward(twin)[0]
                 gc.collect()
-                live = _total(tracker.get_tracker_snapshot("current"))
+                current = tracker.get_tracker_snapshot("current")
+                live, kinds = _total(current), _kinds(current)
                 roots = results[-1:] if twin.loss is not None else results
                 roots = [t for t in roots if t.requires_grad]
                 torch.autograd.backward(roots, [torch.ones_like(t) for t in roots])
-            return live - own, _total(tracker.get_tracker_snapshot("peak")) - own
+            return live - own, _total(tracker.get_tracker_snapshot("peak")) - own, kinds
         finally:
             for p, g in had:
                 p.grad = g
     except Exception:  # a private tool of PyTorch: what it may raise is not known, and the hooks do without it
-        return math.nan, math.nan
+        return math.nan, math.nan, ""
+
+
+def no_mem_tracker() -> str:
+    """Why MemTracker cannot run; "" if it can."""
+    live, *_ = tracked(Twin(torch.nn.Linear(2, 2), lambda: ((torch.randn(1, 2),), ())))
+    return f"PyTorch {torch.__version__} has none that works here: mem_tracker_bytes is NaN" if math.isnan(live) else ""
+
+
+def _kinds(snapshot: dict[Any, dict[Any, int]]) -> str:
+    """What MemTracker takes live bytes for: "Activation 128, Temp 64"; its names."""
+    sums: dict[str, int] = {}
+    for kinds in snapshot.values():
+        for kind, n in kinds.items():
+            name = str(getattr(kind, "value", kind))
+            if n and name != "Total":
+                sums[name] = sums.get(name, 0) + n
+    return ", ".join(f"{name} {n:,}" for name, n in sums.items())
 
 
 def _total(snapshot: dict[Any, dict[Any, int]]) -> int:

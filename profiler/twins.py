@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -19,7 +21,7 @@ def beside(saved: pd.DataFrame, twin_saved: pd.DataFrame) -> pd.DataFrame:
     tables = []
     for frame, name in ((saved, "tgrad"), (twin_saved, "torch")):
         mine = frame[~frame["category"].isin(("parameter", "constant"))]
-        found = mine.groupby("module", sort=False).agg(bytes=("charged_bytes", "sum"), tensors=("seq", "size"))
+        found = mine.groupby("module", sort=False).agg(bytes=("charged_bytes", "sum"), tensors=("tensors", "sum"))
         tables.append(found.rename(columns={c: f"{name}_{c}" for c in ("bytes", "tensors")}))
     order = list(dict.fromkeys([*tables[1].index, *tables[0].index]))
     table = tables[0].join(tables[1], how="outer").reindex(order).fillna(0).astype("int64")
@@ -30,22 +32,35 @@ def beside(saved: pd.DataFrame, twin_saved: pd.DataFrame) -> pd.DataFrame:
 def only(saved: pd.DataFrame, twin_saved: pd.DataFrame) -> pd.DataFrame:
     """What one engine saves and the other does not, by module, category, shape and dtype; the most bytes first.
 
-    Rows that repeat a storage are left out, so an op that saves what another saved already makes no row.
+    Rows that repeat a storage are left out, so an op that saves what another saved already makes no row. The column
+    recomputed says how many of the tensors that PyTorch alone saves tgrad makes again in backward.
     """
     both = [f[f["charged_bytes"] > 0] for f in (twin_saved, saved)]
-    return difference(both[0], both[1], ALIGNED)
+    table = difference(both[0], both[1], ALIGNED)
+    again = Counter(
+        _alike(row) for _, row in saved[saved["kind"] == "recomputed"].drop_duplicates(["module", "shape"]).iterrows()
+    )
+    table["recomputed"] = [again[_alike(row)] if row["bytes_change"] < 0 else 0 for _, row in table.iterrows()]
+    return table
+
+
+def _alike(row: pd.Series) -> tuple[str, int, str]:
+    """What a tensor of both engines has in common: shapes may differ, as where PyTorch's addmm flattens."""
+    numel = math.prod(int(n) for n in row["shape"].split("x") if n.isdigit())
+    return row["module"], numel, row["dtype"]
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
     """The rows of `only` in words."""
     found = []
     for _, row in table.iterrows():
-        who, other = ("tgrad", "PyTorch") if row["bytes_change"] > 0 else ("PyTorch", "tgrad")
+        who, other = ("tgrad", "PyTorch does not") if row["bytes_change"] > 0 else ("PyTorch", "tgrad does not")
+        other = "tgrad recomputes it" if row["recomputed"] else other
         count = abs(row["tensors_after"] - row["tensors_before"])
         what = f"{count} x {row['shape']} {row['dtype']}" if count != 1 else f"{row['shape']} {row['dtype']}"
         place = f"in module {row['module']}" if row["module"] else "at the top level"
         size = f"{row['category']}, {abs(row['bytes_change']):,} bytes"
-        found.append(f"{who} saves this, {other} does not: {what} ({size}) {place}.")
+        found.append(f"{who} saves this, {other}: {what} ({size}) {place}.")
     return found
 
 

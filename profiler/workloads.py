@@ -6,7 +6,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 
 import tgrad
 from tgrad import nn
-from tgrad.profiler import digits
+from tgrad.profiler import digits, optimizers
 from tgrad.profiler.errors import ProfilerError, one_line
 from tgrad.profiler.origins import inside, shown
+from tgrad.storage import OutOfMemoryError
 from tgrad.tensor import Tensor
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -27,7 +29,8 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 class Options:
     """What a workload is made with; None leaves the choice to the workload.
 
-    batch_size counts rows; width and depth are the hidden layers of `mlp`; seed starts weights and data.
+    batch_size counts rows; width and depth are the hidden layers of `mlp`; seed starts weights and data; optimizer, one
+    of `optimizers.CHOICES`, steps those that have a loss.
     """
 
     batch_size: int | None = None
@@ -35,6 +38,7 @@ class Options:
     width: int | None = None
     depth: int | None = None
     seed: int = 0
+    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Workload:
         batch_size: rows of a batch.
         about: one sentence for the report.
         twin: makes the same workload in PyTorch, a `torch_twin.Twin`. With model None there is nothing but that.
+        optimizer: makes the optimiser of the parameters it is given, which steps after each backward. None: no step.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Workload:
     batch_size: int = 0
     about: str = ""
     twin: Callable[[], Any] | None = None
+    optimizer: Callable[[list[Tensor]], Any] | None = None
 
     def forward(self, inputs: tuple[Any, ...], targets: tuple[Any, ...]) -> list[Tensor]:
         """The results that the caller keeps: the model's output tensors, then the loss if there is one."""
@@ -113,7 +119,7 @@ def digits_(options: Options) -> Workload:
         "digits", model, batch, nn.CrossEntropyLoss(), 1, rows,
         f"An MLP 64-64-10 with cross-entropy on {rows} of the 1,797 images of handwritten digits (UCI) that "
         "scikit-learn ships.",
-        lambda: _torch().digits_(rows, options.dtype, data),
+        lambda: _torch().digits_(rows, options.dtype, data), optimizers.NAMED.get(options.optimizer),
     )  # fmt: skip
 
 
@@ -133,7 +139,7 @@ def mlp(options: Options) -> Workload:
         "mlp", model, batch, nn.CrossEntropyLoss(), 1, rows,
         f"A deep MLP: {depth} hidden layers of {width} with ReLU, 10 classes, cross-entropy, random batches "
         f"of {rows} x {width}.",
-        lambda: _torch().mlp(rows, options.dtype, width, depth),
+        lambda: _torch().mlp(rows, options.dtype, width, depth), optimizers.NAMED.get(options.optimizer),
     )  # fmt: skip
 
 
@@ -158,6 +164,10 @@ def check_options(options: Options) -> None:
             raise ProfilerError(f"--{name.replace('_', '-')}: expected a whole number of at least 1, got {value}")
     if options.dtype not in DTYPES:
         raise ProfilerError(f"--dtype: unknown dtype '{options.dtype}'; choose one of {', '.join(DTYPES)}")
+    if options.optimizer not in optimizers.CHOICES:
+        raise ProfilerError(
+            f"--optimizer: unknown optimiser '{options.optimizer}'; choose from {', '.join(optimizers.CHOICES)}"
+        )
     if not isinstance(options.seed, int) or not 0 <= options.seed < 2**32:
         raise ProfilerError(f"--seed: expected a whole number from 0 to {2**32 - 1}, got {options.seed}")
 
@@ -234,6 +244,7 @@ def from_factory(path: Path, name: str, options: Options) -> Workload:
         f"The model of {path.name}:{name} on inputs of "
         + ", ".join("x".join(map(str, t.shape)) or "()" for t in tensors_in(list(inputs))) + ".",
         _user_twin(factory, options, path, label),
+        optimizers.NAMED.get(options.optimizer) if loss is not None else None,
     )  # fmt: skip
 
 
@@ -343,3 +354,16 @@ def where(error: BaseException, path: Path | None = None) -> str:
         if wanted:
             return f" (at {shown(frame.filename)}:{frame.lineno})"
     return ""
+
+
+@contextmanager
+def failures(workload: Workload, mode: str, phase: str) -> Iterator[None]:
+    """Turn an error of a user's model into one line. Out of memory passes as it is."""
+    try:
+        yield
+    except (ProfilerError, MemoryError, OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ProfilerError(
+            f"workload {workload.name}: the {phase} in mode {mode} failed: {one_line(error)}{where(error)}"
+        ) from error

@@ -48,9 +48,6 @@ ALLOWED: dict[str, set[str]] = {
 # ptxas keeps up to three addresses of a float64 product in memory at 64 to 80 of 255 registers, of its own choice.
 STACK = {"tanf": 64, "tan": 64, "sinf": 64, "cosf": 64, "sin": 64, "cos": 64, "pow": 64}
 STACK_FLOAT64 = 32
-# Of products on the other chips, whose tiles are Hopper's: three tf32 products on 128x128 tiles spill on sm_80, where
-# operands pass through registers; ptxas keeps an address or two in memory on sm_100. On sm_90: nothing.
-STACK_PRODUCT = {80: {"*fp32": 448}, 90: {}, 100: {"*fp32": 32, "*fp16": 32, "*bf16": 32}}
 
 
 def figures(compiled: Any) -> dict[str, Any]:
@@ -80,7 +77,7 @@ def figures(compiled: Any) -> dict[str, Any]:
     return found
 
 
-VERSION = 3  # of what `figures` returns
+VERSION = 4  # of what `figures` returns
 
 
 def _flat(types: Any) -> list[str]:
@@ -107,6 +104,9 @@ def read(ptx: str, ttir: str) -> dict[str, Any]:
             re.findall(r"\bfma(?:\.\w+)*\.f(?:32|64)\b", ptx)
         ),  # sm_80 adds bfloat16 as 1 * a + b, which is exact
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx))),
+        "bulk": len(re.findall(r"\bcp\.async\.bulk\.tensor\S*\.global\.", ptx)),
+        "async16": len(re.findall(r"\bcp\.async\.cg\.shared\.global", ptx)),
+        "adds": len(re.findall(r"\badd(?:\.rn)?(?:\.ftz)?\.f32(?:x2)?\b", ptx)),
         "loads": dict(Counter(_width(m) for m in re.findall(r"\bld\.global(\S*)", ptx))),
         "stores": dict(Counter(_width(m) for m in re.findall(r"\bst\.global(\S*)", ptx))),
     }
@@ -123,8 +123,6 @@ def _width(suffix: str) -> int:
 def no_spills(f: dict[str, Any]) -> str | None:
     """No register is spilled: no stack, but for what the functions in STACK use."""
     allowed = max([STACK.get(name, 0) for name in f["libdevice"]] + [STACK_FLOAT64 * ("*fp64" in f["types"])])
-    if f["kernel"].endswith(".matmul"):
-        allowed = max([allowed, *(STACK_PRODUCT[f["arch"]].get(t, 0) for t in f["types"])])
     if f["stack"] > allowed or f["local"] > 0:
         return f"{f['stack']} bytes of stack (allowed: {allowed}), {f['local']} local, {f['registers']} registers"
     return None
@@ -179,7 +177,52 @@ def wide_accesses(f: dict[str, Any]) -> str | None:
     return f"stores of {f['stores']} bytes" if any(int(k) < 8 for k in f["stores"]) else None
 
 
+def wide_tiles(f: dict[str, Any]) -> str | None:
+    """Of a kernel that masks only a tensor's last tile, the whole tiles move 16 bytes at a time: as many bytes as the
+    masked one moves by elements. One element more may be a scale that is read, or a sum that is stored."""
+    for what in ("loads", "stores"):
+        moved = {int(size): int(size) * n for size, n in f[what].items()}
+        if sum(moved.values()) > 2 * moved.get(16, 0) + 8:
+            return f"{what} of {f[what]} bytes"
+    return None
+
+
 def element_accesses(f: dict[str, Any]) -> str | None:
     """Loads and stores move one element of 4 bytes: what may lie anywhere must not be read 16 bytes at a time."""
     both = {**f["loads"], **f["stores"]}
     return f"accesses of {both} bytes to addresses that may be any" if widest(both) > 4 else None
+
+
+# --- gates of a tile of a matrix product, whose figures say which (aot_tiles.py) -------------------------------------
+def _product(f: dict[str, Any]) -> bool:
+    """Whether it is the kernel that multiplies, and not the one that adds pieces."""
+    return not f["kernel"].endswith(".combine")
+
+
+def tile_matrix_units(f: dict[str, Any]) -> str | None:
+    """The chip's own matrix instructions from 64 rows on, which they need; below, those of sm_80."""
+    if not _product(f) or "*fp64" in f["types"]:
+        return None
+    return matrix_units(f if f["tile"]["bm"] >= 64 else {**f, "arch": 80})
+
+
+def tile_moves(f: dict[str, Any]) -> str | None:
+    """Operands come by the bulk copy engine, or 16 bytes at a time where they are aligned; results go 16 at a time."""
+    if f["tile"]["tma"] and _product(f) and f["bulk"] < 2:
+        return f"{f['bulk']} bulk copies"
+    if not f["aligned"] or "*fp64" in f["types"]:
+        return None
+    if not f["tile"]["tma"] and _product(f) and not f["async16"] and widest(f["loads"]) < 16:
+        return f"loads of {f['loads']} bytes, no asynchronous ones of 16"
+    return f"stores of {f['stores']} bytes" if f["stores"] and widest(f["stores"]) < 16 and not f["bulk"] > 2 else None
+
+
+def tile_adds_outside(f: dict[str, Any]) -> str | None:
+    """Three tf32 products of a step along K are added to the sum by additions that round, one for each element."""
+    if not _product(f) or f["precision"] != "tf32x3" or "*fp32" not in f["types"] or f["types"] != ["*fp32"]:
+        return None
+    wanted = f["tile"]["bm"] * f["tile"]["bn"] // (32 * f["warps"])
+    return f"{f['adds']} additions a thread for {wanted} elements" if f["adds"] < wanted // 2 else None
+
+
+TILE_GATES = (no_spills, shared_fits, right_arithmetic, tile_matrix_units, tile_moves, tile_adds_outside)

@@ -6,6 +6,7 @@ reports what the compiler made of each: see aot_gates.figures. Kernels are cache
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import pkgutil
@@ -173,6 +174,14 @@ def rows() -> Iterator[Program]:
 
         yield Program(f"cross_entropy {dtype.name}", loss, full=dtype is tgrad.bfloat16)
 
+        def linear_loss(dtype: Any = dtype) -> None:
+            x, w, b = (pretended(shape, dtype).requires_grad_() for shape in ((512, 64), (1000, 64), (1000,)))
+            target, each = tgrad.tensor(np.zeros(512, np.int64)), pretended((1000,), dtype)
+            backward(F.linear_cross_entropy(x, w, target, linear_bias=b))
+            backward(F.linear_cross_entropy(x, w, target, weight=each, label_smoothing=0.1, reduction="none"))
+
+        yield Program(f"linear_cross_entropy {dtype.name}", linear_loss, full=dtype is not tgrad.bfloat16)
+
         def norm(dtype: Any = dtype) -> None:
             weight = pretended((1000,), dtype).requires_grad_()
             backward(F.layer_norm(pretended((512, 1000), dtype).requires_grad_(), (1000,), weight, weight))
@@ -212,6 +221,11 @@ def products() -> Iterator[Program]:
         finally:
             tgrad.set_float32_matmul_precision("highest")
 
+    def masked() -> None:
+        x, w, v = (pretended(s, tgrad.bfloat16).requires_grad_() for s in ((512, 256), (768, 256), (1024, 768)))
+        backward(F.linear(tgrad.relu(F.linear(x, w)), v))
+
+    yield Program("relu's mask in a product", masked, ("product", "bfloat16"))
     yield Program("matmul tf32", ordinary, ("product", "float32"))
 
 
@@ -237,6 +251,9 @@ def made() -> Iterator[Program]:
         tgrad.randint(5, (N,)), tgrad.linspace(0, 1, N), tgrad.zeros(N).exponential_(), tgrad.randperm(N)
         tgrad.multinomial(tgrad.rand(16, 64), 16, True), tgrad.ones(64, 64).nonzero()
         tgrad.rand(16, 1024, dtype=tgrad.bfloat16).sort(descending=True)
+        with tgrad.check_indices():
+            for kind in (tgrad.int64, tgrad.int32):
+                tgrad.rand(64)[tgrad.zeros(N, dtype=kind)]
 
     def model(*dtypes: Any) -> None:
         for dtype in dtypes:
@@ -253,11 +270,23 @@ def made() -> Iterator[Program]:
                 optimizer.step()
             net.eval()(pretended((128, 64), dtype))
 
+    def steps_of_many(dtype: Any, aligned: bool = True) -> None:
+        params = [pretended((n,), dtype, aligned=aligned).requires_grad_() for n in (1000, 7, 4096)]
+        for p in params:
+            p.grad = pretended(tuple(p.shape), dtype)
+        tgrad.optim.SGD(params, lr=0.1).step()
+        if aligned:
+            tgrad.optim.RMSprop(params, momentum=0.9, centered=True).step()
+            nn.utils.clip_grad_norm_(params, 1.0)
+
     def again() -> None:
         x = pretended((N,), tgrad.float32).requires_grad_()
         (first,) = tgrad.autograd.grad((x.exp() * x.tanh()).sum(), x, create_graph=True)
         tgrad.autograd.grad(first.sum(), x)
 
+    yield Program("steps of many", lambda: steps_of_many(tgrad.float32), ("many",))
+    yield Program("steps of many bfloat16", lambda: steps_of_many(tgrad.bfloat16), ("many",))
+    yield Program("steps of many unaligned", lambda: steps_of_many(tgrad.float32, aligned=False), ("unaligned",))
     yield Program("creation", lambda: create(kinds[:1], [tgrad.int64]))
     yield Program("creation of others", lambda: create(kinds[1:], [tgrad.int32, tgrad.uint8, tgrad.bool]), full=True)
     yield Program("draws and sorts", draws)
@@ -293,19 +322,35 @@ def wide() -> Iterator[Program]:
 
 # --- running it ------------------------------------------------------------------------------------------------------
 def kernels() -> list[str]:
-    """The names of all kernels: the jitted functions of tgrad.kernels that store something."""
+    """The names of all kernels: jitted functions of tgrad.kernels that store something, themselves or by those they
+    call, and that no other one calls."""
     from triton.runtime import JITFunction
 
     import tgrad.kernels
 
-    found = {}
+    jitted = {}
     for info in pkgutil.iter_modules(tgrad.kernels.__path__, "tgrad.kernels."):
         if info.name.rpartition(".")[2].startswith("interpret"):
             continue
         for name, value in vars(importlib.import_module(info.name)).items():
-            if isinstance(value, JITFunction) and value.module == info.name and "tl.store" in value.src:
-                found[f"{info.name}.{name}"] = value
-    return sorted(found)
+            if isinstance(value, JITFunction) and value.module == info.name:
+                jitted[f"{info.name}.{name}"] = value
+    paths = {id(value): path for path, value in jitted.items()}
+    named = {
+        path: {paths.get(id(value.fn.__globals__.get(n.id))) for n in ast.walk(value.parse()) if type(n) is ast.Name}
+        for path, value in jitted.items()
+    }
+    storing = {path for path, value in jitted.items() if "tl.store" in value.src}
+    called: set[str] = set()
+    pending = list(storing)
+    while pending:
+        path = pending.pop()
+        callers = {other for other, names in named.items() if path in names} - {path}
+        if callers:
+            called.add(path)
+        pending += callers - storing
+        storing |= callers
+    return sorted(storing - called)
 
 
 def main(arch: str, shard: str, shards: str, report: str) -> None:

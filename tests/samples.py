@@ -31,8 +31,9 @@ from tests.sampling import (
     real,
 )  # fmt: skip
 from tgrad import aliasing
+from tgrad.dispatch import dispatch
 from tgrad.op import Op
-from tgrad.ops import creation, matmul, norm, pointwise as p, reduce, softmax, views
+from tgrad.ops import attention, creation, matmul, norm, pointwise as p, reduce, softmax, views
 
 
 def unary(row: Any, ref: Callable, domain: Callable = real, points: tuple[float, ...] = (), **rest: Any) -> Sample:
@@ -193,6 +194,8 @@ FUSED = [
            (Input(), Input(), CLASSES, Input(ones)),
            (case("odd", (7,), (7, 5), (7,), (), length=5, ignore_index=2, reduction="none"),), integers=False, factor=4,
            scale=1),
+    Sample(matmul._weight_bias_op, lambda g, x: dispatch(matmul._weight_bias_op, (g, x))[0], lambda g, x: g.t() @ x,
+           (Input(), Input()), (case("odd", (7, 5), (7, 3), length=7),), integers=False, scale=4),
 ]  # fmt: skip
 
 
@@ -231,6 +234,10 @@ PRODUCTS = [
     Sample(matmul.mm_op, tgrad.mm, torch.mm, (Input(), Input()), MATRICES, label="mm", scale=4, back_scale=4),
     Sample(matmul.bmm_op, tgrad.matmul, torch.matmul, (Input(), Input()), BATCHES, label="matmul", scale=4,
         back_scale=4),
+    Sample(attention.scores_op, lambda a, b: attention.scores_op(a, b, scale=0.3, kind=a.dtype),
+           lambda a, b: a @ b * 0.3, (Input(), Input()), BATCHES[:7], integers=False, scale=4, back_scale=4),
+    Sample(attention.weigh_op, attention.weigh_op, torch.matmul, (Input(), Input()), BATCHES[:3], integers=False,
+           scale=4, back_scale=4),
     Sample(matmul.linear_op, matmul.linear, F.linear, (Input(), Input(), Input()), LINEAR, scale=4, back_scale=4,
         integers=False),
     Sample(matmul.linear_op, matmul.linear, F.linear, (Input(), Input()), tuple(

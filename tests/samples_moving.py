@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import tgrad
 from tests import sampling
 from tests.sampling import Case, Input, Sample
-from tgrad.ops import joining, library, movement, places, reduce, sorting, views
-from tgrad.ops.classes import embedding
+from tgrad.ops import bins, joining, library, movement, padding, places, reduce, running, selection, sorting, views
+from tgrad.ops.classes import embedding, embedding_op
 
 
 def case(id: str, *shapes: tuple[int, ...], length: int = 1, **rest: Any) -> Case:
@@ -59,7 +59,7 @@ PLACES = [
     Sample(places.get_op, lambda x, m: x[m > 0], lambda x, m: x[m > 0], (Input(), below(3, -2)),
            (case("odd", (5, 7), (5, 7)), case("broadcast", (5, 7), (5,)),
             case("transposed", (5, 7), (5, 7), ways="transposed sliced")), label="x[mask]"),
-    Sample(places.get_op, lambda w, i: embedding(i, w), lambda w, i: F.embedding(i, w), (Input(), below(5)),
+    Sample(embedding_op, lambda w, i: embedding(i, w), lambda w, i: F.embedding(i, w), (Input(), below(5)),
            (case("odd", (5, 7), (3, 4), length=12), case("scalar-index", (5, 7), ())), label="embedding"),
     Sample(places.spread_op, lambda g, i: places.spread_op(g, i, shape=(5, 7), **GET),
            lambda g, i: torch.zeros(5, 7, dtype=g.dtype).scatter_add(0, i, g), (Input(), below(5)),
@@ -136,7 +136,7 @@ MOVEMENT = [
           case("low", (3, 5, 7), ways="rotated", args=(-2, 1, 2)), case("outside", (5, 7), args=(9,)),
           case("swapped", (3, 5, 7), args=(1, 2, 0))),
     moved(movement.diagonal_op, "diag", case("odd", (5, 7), args=(1,)), case("vector", (5,), args=(-2,))),
-    Sample(movement.pad_op, lambda x, p, v=None: movement.pad(x, p, value=v),
+    Sample(padding.pad_op, lambda x, p, v=None: padding.pad(x, p, value=v),
            lambda x, p, v=None: F.pad(x, p, value=v), (Input(),),
            (case("odd", (5, 7), p=(1, 2), v=3.0), case("transposed", (5, 7), ways="transposed", p=(0, 1, 2, 0)),
             case("cut", (5, 7), p=(-2, 3, 1, -1), v=-1), case("empty", (0, 3), p=(1, 1, 2, 0), v=2),
@@ -167,5 +167,14 @@ SORTING = [
            (case("odd", (5, 7), k=3), case("transposed", (5, 7), ways="transposed", k=2, dim=0, largest=False)),
            label="topk"),
     Sample(sorting.sort_op, tgrad.msort, torch.msort, (Input(),), (case("odd", (5, 7)),), label="msort"),
+    Sample(selection.median_op, tgrad.median, torch.median, (Input(),),
+           (case("odd", (5, 7), length=35), case("transposed", (5, 7), ways="transposed", length=35),
+            case("scalar", ()), case("one", (1, 1)))),
+    Sample(running.cummax_op, lambda x: tgrad.cummax(x, 0)[0], lambda x: torch.cummax(x, 0)[0], (Input(),),
+           (case("odd", (5, 7)), case("long", (1031, 2)), case("empty", (0, 3)), case("scalar", ()))),
+    Sample(running.cummin_op, lambda x: tgrad.cummin(x, 1)[0], lambda x: torch.cummin(x, 1)[0], (Input(),),
+           (case("odd", (5, 7)), case("long", (2, 1031)), case("empty", (0, 3)))),
+    Sample(bins.search_op, lambda x, v: tgrad.searchsorted(tgrad.msort(x), v),
+           lambda x, v: torch.searchsorted(torch.msort(x), v), (Input(), Input()), (case("odd", (7,), (4, 3)),)),
 ]  # fmt: skip
 SAMPLES = [*PLACES, *MOVEMENT, *SORTING]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.sampling import BINARY, CLASSES, Input, Sample, case, positive
 from tgrad.dispatch import dispatch
-from tgrad.ops import losses, row_norm
+from tgrad.ops import linear_cross_entropy as linear_loss, losses, row_norm
 
 
 def probability(rng, shape):
@@ -57,6 +57,40 @@ LOSSES = [
     Sample(losses._pick, losses.pick, _picked, (Input(), CLASSES),
            (case("odd", (7, 5), (7,), length=1), case("transposed", (7, 5), (7,), ways="transposed", length=1),
             case("deep", (3, 2, 5), (3, 2), length=1)), **REAL),
+]  # fmt: skip
+
+
+def _linear_loss(x, weight, bias, target, reduction, back=None):
+    """The loss by chunks of two rows; back: instead, its gradient by x from the gradient `back`."""
+    settings = (-100, reduction, 0.0, 2)
+    args = x, weight, bias, target, None
+    out, lse, count = dispatch(linear_loss.linear_cross_entropy_op, args, (x.dtype, *settings))
+    if back is None:
+        return out
+    return dispatch(linear_loss._backward, (back, *args, lse, count), (*settings, ("input",)))[0]
+
+
+def _linear_loss_backward(g, x, weight, bias, target):
+    scores = torch.softmax(F.linear(x, weight, bias), -1)
+    return (scores - F.one_hot(target, 5)) * g[:, None] @ weight
+
+
+LINEAR_LOSS = tuple(
+    case(f"{id}-{reduction}", (7, 3), (5, 3), (5,), (7,), ways=ways, length=35, reduction=reduction)
+    for id, ways in (
+        ("odd", ""), ("transposed", "transposed transposed sliced"), ("sliced", "sliced sliced plain sliced"),
+    )
+    for reduction in ("mean", "sum", "none")
+)  # fmt: skip
+LOSSES += [
+    Sample(linear_loss.linear_cross_entropy_op, _linear_loss,
+           lambda x, w, b, t, reduction: F.cross_entropy(F.linear(x, w, b), t, reduction=reduction),
+           (Input(), Input(), Input(), CLASSES), LINEAR_LOSS, integers=False, factor=4, scale=4, back_factor=8,
+           back_scale=16, bits=False),
+    Sample(linear_loss._backward,
+           lambda g, x, w, b, t: _linear_loss(x, w, b, t, reduction="none", back=g), _linear_loss_backward,
+           (Input(), Input(), Input(), Input(), CLASSES),
+           (case("odd", (7,), (7, 3), (5, 3), (5,), (7,), length=35),), integers=False, factor=8, scale=16),
 ]  # fmt: skip
 
 ROWS = (

@@ -8,7 +8,7 @@ import torch
 
 import tgrad as T
 import tgrad.nn.functional as F
-from tests.compare import random
+from tests.compare import TORCH, random
 from tests.errors import message
 from tests.twins import agree, host, leaves, same, same_grads, twin
 from tgrad import nn
@@ -216,3 +216,19 @@ def test_no_warning_without_a_reason():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4), 1)(T.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("dtype", [T.bfloat16, T.float16], ids=str)
+def test_attention_of_half_types_keeps_its_scores_in_float32(dtype):
+    """With scores of tens, which half types would round by half a unit: as exact as its inputs and results."""
+    arrays = [draw(2, 3, n, 8, key=k) * 3 for k, n in enumerate((5, 7, 7))]
+    ours = [T.tensor(a, dtype=dtype, requires_grad=True) for a in arrays]
+    theirs = [torch.tensor(host(t.detach().double()), requires_grad=True) for t in ours]
+    out, want = F.scaled_dot_product_attention(*ours), G.scaled_dot_product_attention(*theirs)
+    cotangent = T.tensor(draw(2, 3, 5, 8, key=9), dtype=dtype)
+    out.backward(cotangent)
+    want.backward(torch.tensor(host(cotangent.double())))
+    eps = torch.finfo(TORCH[dtype]).eps
+    for x, y in ((out, want), *((a.grad, b.grad) for a, b in zip(ours, theirs))):
+        error = np.abs(host(x.detach().double()) - y.detach().numpy())
+        assert error.max() <= 2 * eps * np.abs(y.detach().numpy()).max()

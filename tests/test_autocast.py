@@ -11,6 +11,9 @@ import tgrad.nn.functional as F
 from tests.errors import message
 from tgrad import amp, nn
 from tgrad.device import compute
+from tgrad.kernels.launch import listen
+from tgrad.storage import ledger
+from tgrad.utils.checkpoint import checkpoint
 
 DEVICE = compute.type
 pytestmark = pytest.mark.anywhere
@@ -151,3 +154,100 @@ def test_a_scaler_that_is_off():
     x = T.ones(2)
     assert scaler.scale(x) is x and scaler.get_scale() == 1.0 and scaler.state_dict() == {}
     scaler.update()
+
+
+# --- casts of weights that are kept ----------------------------------------------------------------------------
+def casts(run, **options):
+    """How many casts from float32 a run launches under autocast."""
+    seen = []
+    with listen(seen.append), T.autocast(DEVICE, T.bfloat16, **options):
+        run()
+    return seen.count("to_copy")
+
+
+def test_a_weight_is_cast_once():
+    w, x = T.randn(4, 4, requires_grad=True), T.randn(4, 4).bfloat16()
+    twice = lambda w: (x @ w, x @ w)
+    assert casts(lambda: twice(w)) == 1 and casts(lambda: twice(w), cache_enabled=False) == 2
+    for other in (w.detach(), w * 1, w.view(4, 4)):  # leaves alone
+        assert casts(lambda: twice(other)) == 2
+    with T.autocast(DEVICE, T.bfloat16):
+        assert casts(lambda: twice(w)) == 1  # kept by the outermost
+        assert casts(lambda: twice(w)) == 0
+        assert casts(lambda: twice(w), cache_enabled=False) == 2
+        T.clear_autocast_cache()
+        assert casts(lambda: twice(w)) == 1
+        with T.autocast(DEVICE, T.float16):
+            assert (x.half() @ w).dtype is T.float16
+    assert casts(lambda: twice(w)) == 1 and T.is_autocast_cache_enabled()
+    with T.autocast(DEVICE, T.bfloat16, cache_enabled=False), T.autocast(DEVICE, T.bfloat16):
+        assert not T.is_autocast_cache_enabled()
+        T.autocast(DEVICE, T.bfloat16, cache_enabled=True)(lambda: T.is_autocast_cache_enabled() or 1 / 0)()
+
+
+def test_a_cast_is_never_stale_nor_without_history():
+    w, x = T.ones(2, 2, requires_grad=True), T.ones(1, 2)
+    with T.autocast(DEVICE, T.bfloat16):
+        with T.no_grad():
+            assert (x @ w).tolist() == [[2, 2]]
+        (x @ w).sum().backward()
+        assert w.grad.tolist() == [[1, 1], [1, 1]] and w.grad.dtype is T.float32
+        with T.no_grad():
+            w.mul_(3)
+        assert (x @ w).tolist() == [[6, 6]]
+        first = x @ w
+        first.sum().backward()
+        (x @ w).sum().backward()  # through the same cast, again
+        assert w.grad.tolist() == [[3, 3], [3, 3]]
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="PyTorch's autocast is compared on the CPU")
+def test_gradients_through_a_kept_cast_are_torchs():
+    """Where a weight is used twice its gradients meet in the low type, as in PyTorch."""
+    values = np.random.default_rng(0).standard_normal((2, 4, 4)).astype(np.float32)
+    for caching in (True, False):
+        found = []
+        for library in (T, torch):
+            x, w = (library.tensor(v) for v in values)
+            w.requires_grad_()
+            with library.autocast("cpu", dtype=library.bfloat16, cache_enabled=caching):
+                y = (x @ w).float() @ w
+            y.float().backward(library.tensor(values[0] * 2))
+            found.append(w.grad.numpy())
+        np.testing.assert_allclose(*found, rtol=2e-2, atol=2e-2)
+
+
+def test_what_is_kept_for_backward_counts_a_shared_cast_once():
+    w, x = T.randn(8, 8, requires_grad=True), T.randn(8, 8, dtype=T.bfloat16, requires_grad=True)
+    pinned = {}
+    for caching in (True, False):
+        with T.autocast(DEVICE, T.bfloat16, cache_enabled=caching):
+            y = (x @ w) + (x.relu() @ w)
+        weights = {r.storage_id: r.logical_bytes for r in T.autograd.graph.saved(y) if r.storage_id != x.storage.id}
+        pinned[caching] = sum(weights.values())
+    assert pinned[False] - pinned[True] == 8 * 8 * 2
+    del y
+    before = ledger.live_bytes
+    with T.autocast(DEVICE, T.bfloat16):
+        x @ w
+        assert ledger.live_bytes - before == 8 * 8 * 2
+    assert ledger.live_bytes == before  # the casts went with the context
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_runs_again_as_it_ran(reentrant):
+    w, x = T.randn(4, 4, requires_grad=True), T.randn(4, 4, requires_grad=True)
+    seen = []
+
+    def f(x):
+        y = x @ w
+        seen.append(y.dtype)
+        return y.float().tanh()
+
+    with T.autocast(DEVICE, T.bfloat16):
+        y = checkpoint(f, x, use_reentrant=reentrant)
+    y.sum().backward()
+    z = checkpoint(f, x, use_reentrant=reentrant)
+    with T.autocast(DEVICE, T.bfloat16):
+        z.sum().backward()
+    assert seen == [T.bfloat16, T.bfloat16, T.float32, T.float32]

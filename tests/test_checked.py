@@ -11,9 +11,10 @@ import torch
 import tgrad
 from tests.compare import TORCH, assert_close, assert_same, random
 from tests.samples import SAMPLES
-from tgrad import inplace
+from tgrad import updates
 from tgrad.device import compute
 from tgrad.kernels import creation, indexing, matmul, pointwise, reduce, scan, softmax, sort
+from tgrad.kernels.matmul_tiles import Choice, Tile
 from tgrad.op import forget_plans
 from tgrad.ops import pointwise as p, views
 from tgrad.storage import guarded, ledger
@@ -70,7 +71,7 @@ def forget():
     forget_plans()
     creation.prepare_creation.cache_clear()
     views.fill_launch.cache_clear()
-    inplace._updates.clear()
+    updates._plans.clear()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,8 @@ def small_tiles():
         patch.setattr(creation, "tile", lambda n, widest: 16)
         patch.setattr(reduce, "tile", lambda m, n, across: (4, 4))
         patch.setattr(reduce, "chunks", lambda m, n, bm, bn: 2 if n > 2 * bn else 1)
-        patch.setattr(matmul, "tile", lambda m, n, k, itemsize: (8, 8, 8, 4, 1))
+        small = Tile(8, 8, 8, 4, 1, False, 1.0)
+        patch.setattr(matmul, "choose", lambda m, n, k, **given: Choice(small, 2 if k > 8 else 1))
         patch.setattr(softmax, "tile", lambda m, n: (2, 4))
         patch.setattr(scan, "tile", lambda m, n: (2, 4))
         patch.setattr(indexing, "tile", lambda n, widest: 16)

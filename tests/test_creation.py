@@ -240,3 +240,22 @@ def test_dropout(p):
     np.testing.assert_allclose(values(dx), values(g) * kept * (0 if p == 1 else 1 / (1 - p)), rtol=1e-7)
     tgrad.manual_seed(5)
     assert dropout(x, p).tolist() == y.tolist()
+
+
+@anywhere
+@pytest.mark.parametrize("dtype", INTEGERS[:2], ids=str)
+@pytest.mark.parametrize("numbers", [(0.1, -7.9, -4.0), (0.0, -8.000001, -4.0), (-0.9, 2.1, 2.0), (0.5, 7.5, 2)])
+def test_integer_ranges_of_floats(numbers, dtype):
+    assert_same(tgrad.arange(*numbers, dtype=dtype), torch.arange(*numbers, dtype=TORCH[dtype]))
+
+
+@anywhere
+def test_integer_ranges_refuse_a_step_that_vanishes():
+    with pytest.raises(RuntimeError, match="step is 0 as int64"):
+        tgrad.arange(0, 3.0, 0.5, dtype=tgrad.int64)
+
+
+@anywhere
+@pytest.mark.parametrize("ends", [(0, 1.2), (4.3, 1.2), (0, 3)])
+def test_integer_logspace(ends):
+    assert_same(tgrad.logspace(*ends, 4, dtype=tgrad.int64), torch.logspace(*ends, 4, dtype=torch.int64))

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT_TORCH = {
-    "tgrad.storage", "tgrad.device", "tgrad.interop", "tgrad.profiler.torch_twin", "tgrad.profiler.torch_models",
+    "tgrad.storage", "tgrad.device", "tgrad.torch_memory", "tgrad.torch_bridge", "tgrad.torch_twins",
+    "tgrad.torch_data",
+    "tgrad.profiler.torch_twin", "tgrad.profiler.torch_models",
 }  # fmt: skip
 KERNELS_MAY_IMPORT = {"triton", "numpy", "__future__", *sys.stdlib_module_names}
 LONGEST = 450

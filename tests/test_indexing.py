@@ -354,17 +354,35 @@ def test_errors_are_torchs(call):
         assert str(got.value) == first
 
 
-@on_cpu
-def test_out_of_range_touches_no_memory():
-    """What a GPU does, where indices are not looked at: reads 0, writes nothing."""
-    from tgrad.ops.places import get_op, put_op
-
-    x, index = tgrad.arange(1.0, 5.0), tgrad.tensor([0, 9, -9, -1])
-    assert get_op(x, index, dims=(0,), at=0).tolist() == [1.0, 0.0, 0.0, 4.0]
-    assert put_op(x, index, tgrad.full((4,), 7.0), dims=(0,), at=0).tolist() == [7.0, 2.0, 3.0, 7.0]
-
-
 def test_warnings_do_not_leak():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tgrad.arange(3)[tgrad.tensor([True, False, True])].tolist() == [0, 2]
+
+
+def test_a_slice_filled_twice_holds_the_value_once():
+    """The gradient of a value that index_fill writes to one slice under two names counts that slice once."""
+    g = random("fill").normal(size=(4, 3))
+    grads = []
+    for m in (tgrad, torch):
+        x, value = m.zeros(4, 3, dtype=m.float64), m.tensor(2.0, dtype=m.float64, requires_grad=True)
+        index = m.tensor([1, 1, 3])  # torch's gradient refuses negative ones
+        for out in (x.index_fill(0, index, value), x.clone().index_fill_(0, index, value)):
+            out.backward(m.tensor(g))
+        grads.append(value.grad)
+    assert_close(*grads)
+
+
+def test_an_empty_index_is_of_any_dtype():
+    for m in (tgrad, torch):
+        x = m.ones(3, requires_grad=True)
+        out = x.gather(0, m.empty(2, 0, dtype=m.uint8))
+        assert tuple(out.shape) == (2, 0) and out.requires_grad
+    x = tgrad.ones(3)
+    assert x.scatter(0, tgrad.empty(0, dtype=tgrad.uint8), x).tolist() == [1, 1, 1]
+
+
+def test_where_as_a_method():
+    x, y = tgrad.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])
+    assert_same(x.where(x > 1.5, x * 10), y.where(y > 1.5, y * 10))
+    assert_same(x.where(x > 1.5, 0), y.where(y > 1.5, 0))

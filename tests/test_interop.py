@@ -1,6 +1,7 @@
 """Memory, files and gradients between tgrad, PyTorch and numpy."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.compare import TORCH, random
 from tests.twins import host, leaves, same, same_grads
 from tgrad import interop, nn
 from tgrad.device import compute
+from tgrad.storage import ledger
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytestmark = pytest.mark.skipif(T.device("cpu") is not compute, reason="PyTorch's tensors are on the CPU here")
@@ -157,6 +159,58 @@ def test_files_are_safetensors(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_loading_holds_no_second_copy(tmp_path):
+    ours = nn.Sequential(*(nn.Linear(50, 50, bias=False) for _ in range(8)))
+    T.save(ours.state_dict(), tmp_path / "m")
+    before = ledger.live_bytes
+    ledger.reset_peak()
+    ours.load_state_dict(tmp_path / "m")
+    assert ledger.peak_bytes - before <= 50 * 50 * 4  # one tensor at a time, over the file
+    ours.load_state_dict(tmp_path / "m", assign=True)
+    ours[0].weight.detach().zero_()
+    assert T.load(tmp_path / "m")["0.weight"].abs().sum().item() > 0  # the file is not written through
+
+
+def test_a_file_whose_tensors_are_not_aligned(tmp_path):
+    entries = {"a": ("U8", [3], 0, 3), "b": ("F32", [2], 3, 11), "c": ("F64", [], 11, 19)}
+    header = json.dumps({k: {"dtype": d, "shape": s, "data_offsets": [b, e]} for k, (d, s, b, e) in entries.items()})
+    data = b"\1\2\3" + np.array([1.5, 2.5], np.float32).tobytes() + np.float64(0.25).tobytes()
+    (tmp_path / "m").write_bytes(len(header).to_bytes(8, "little") + header.encode() + data)
+    found = T.load(tmp_path / "m")
+    assert {k: v.tolist() for k, v in found.items()} == {"a": [1, 2, 3], "b": [1.5, 2.5], "c": 0.25}
+    module = nn.Module()
+    module.register_buffer("b", T.zeros(2))
+    module.load_state_dict(tmp_path / "m", strict=False)
+    assert module.b.tolist() == [1.5, 2.5]
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    for call in (lambda: T.save({}, tmp_path / "m"), lambda: T.load(tmp_path / "m")):
+        with pytest.raises(ImportError, match=r"needs the package safetensors.*pip install"):
+            call()
+
+
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        T.load(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError, match="is a directory"):
+        T.load(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        T.save({"a": T.ones(1)}, tmp_path / "nowhere" / "m")
+    T.save({}, tmp_path / "empty")
+    assert T.load(tmp_path / "empty") == {}
+
+
+def test_a_model_of_torch_save(tmp_path):
+    theirs, ours = torch.nn.Linear(3, 4), nn.Linear(3, 4)
+    torch.save(theirs.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"pass torch\.load's state_dict to load_state_dict"):
+        ours.load_state_dict(tmp_path / "m.pt")
+    ours.load_state_dict(torch.load(tmp_path / "m.pt"))
+    same(ours.weight, theirs.weight)
+
+
 def test_a_model_through_a_file(tmp_path):
     theirs, ours = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)), nn.Sequential(
         nn.Linear(3, 4), nn.BatchNorm1d(4))  # fmt: skip
@@ -177,11 +231,14 @@ def broken(data, change):
 BROKEN = [
     (lambda d: d[:-4], "tensor 'bias' is truncated|tensor 'weight' is truncated"),
     (lambda d: d[:5], "no header"), (lambda d: d[:20], "truncated in its header"),
-    (lambda d: b"\xff" * 64, "its header would have"), (lambda d: d[:8] + b"x" + d[9:], "its header is no JSON"),
+    (lambda d: b"\xff" * 64, "header too large"), (lambda d: d[:8] + b"x" + d[9:], "its header is no JSON"),
     (lambda d: broken(d, lambda h: h["weight"].update(dtype="F8_E4M3")), "tensor 'weight' has dtype F8_E4M3"),
     (lambda d: broken(d, lambda h: h["weight"].update(shape=[5, 5])), "tensor 'weight' of shape .* needs 100 bytes"),
     (lambda d: broken(d, lambda h: h["bias"].pop("shape")), "tensor 'bias' has no dtype, shape or data_offsets"),
     (lambda d: broken(d, lambda h: h["bias"].update(shape=[-2])), "tensor 'bias' has shape"),
+    (lambda d: broken(d, lambda h: h["bias"].update(data_offsets=[4, 12])), "tensor `bias`|not fully covered"),
+    (lambda d: d + b"more", "not fully covered"), (lambda d: b"", "it has 0 bytes, no header"),
+    (lambda d: b"PK\x03\x04" + d, "is a zip, as torch.save writes"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import tgrad
 from tests.compare import assert_close, assert_same, pair, random
-from tgrad.ops import movement
+from tgrad.ops import padding
 
 pytestmark = pytest.mark.anywhere
 
@@ -88,7 +88,8 @@ def test_views_are_views():
 @pytest.mark.parametrize("call", [
     lambda t, x: x.as_strided((2, 3), (7, 2), 8), lambda t, x: x.as_strided((2, 3), (7, 0)),
     lambda t, x: x.t().diagonal(-1), lambda t, x: x.tensor_split(2, 1)[0],
-], ids=range(4))  # fmt: skip
+    lambda t, x: x.as_strided((3, 2, 2), (1, 2, 0), 4), lambda t, x: x.t()[1:3].as_strided((3, 3), (2, 1), 0),
+], ids=range(6))  # fmt: skip
 def test_gradients_of_views(call):
     x, y = both(5, 7, grad=True)
     a, b = call(tgrad, x), call(torch, y)
@@ -101,16 +102,37 @@ def test_as_strided_refuses_what_it_cannot_do():
     with pytest.raises(RuntimeError, match="out of bounds for storage"):
         x.as_strided((5,), (1,))
     with pytest.raises(RuntimeError, match="elements do not overlap"):
-        x.as_strided((3, 2), (1, 1))
+        x[:1].expand(4).as_strided((2,), (1,))
 
 
 def test_pad_has_torchs_arguments():
     x, y = both(2, 3, 4)
     for pads, value in (((1, 1), None), ((0, 0, 2, 1), 5), ((1, -1, -1, 0, 0, 3), 0.5)):
-        assert_same(movement.pad(x, pads, "constant", value), F.pad(y, pads, "constant", value))
-    assert_same(movement.pad(tgrad.arange(3), (1, 0), value=7), F.pad(torch.arange(3), (1, 0), value=7))
-    with pytest.raises(NotImplementedError, match="mode 'reflect' is not supported"):
-        movement.pad(x, (1, 1), "reflect")
+        assert_same(padding.pad(x, pads, "constant", value), F.pad(y, pads, "constant", value))
+    assert_same(padding.pad(tgrad.arange(3), (1, 0), value=7), F.pad(torch.arange(3), (1, 0), value=7))
+    with pytest.raises(NotImplementedError, match="Unrecognised padding mode mirror"):
+        padding.pad(x, (1, 1), "mirror")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("pads", [(2, 1), (-1, 2), (0, 0, 2, 2), (-1, -1, 1, 0)])
+def test_pad_with_its_own_elements(mode, pads):
+    x, y = both(2, 3, 5, grad=True)
+    a, b = padding.pad(x, pads, mode), F.pad(y, pads, mode)
+    assert_same(a, b)
+    (mine,), (other,) = tgrad.autograd.grad((a * a).sum(), x), torch.autograd.grad((b * b).sum(), y)
+    assert_close(mine, other, scale=1)
+
+
+def test_pad_refuses_more_than_there_is():
+    x = tgrad.zeros(2, 3, 5)
+    for mode, pads in (("reflect", (5, 0)), ("circular", (0, 6)), ("replicate", (-3, -2))):
+        with pytest.raises(RuntimeError, match="^pad: "):
+            padding.pad(x, pads, mode)
+    with pytest.raises(NotImplementedError, match="all dimensions but the first one or two"):
+        padding.pad(x[0, 0], (1, 1), "reflect")
+    with pytest.raises(ValueError, match="doesn't take in value"):
+        padding.pad(x, (1, 1), "reflect", 1.0)
 
 
 @pytest.mark.parametrize("call", [

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tgrad
+import tgrad.nn.functional as F
 from tests.compare import random
 from tests.samples import DIFFERENTIABLE, SAMPLES
 from tgrad import autograd
@@ -26,6 +27,12 @@ def column(*shape, grad=True):
 
 # --- what each op saves ----------------------------------------------------------------------------------------------
 # (op, what is wanted of x and w, what is saved: x, w, the result, or the bytes of anything else)
+def one_per_row(out, name):
+    """out, whose graph keeps one tensor for each row, `name`, and no other."""
+    assert [r.argument for r in saved(out) if r.storage_bytes == 20] == [name]
+    return out
+
+
 CONDITION = tgrad.tensor(np.arange(35).reshape(5, 7) % 2 == 0)
 TARGET = tgrad.tensor([0, 1, 2, 3, 4])
 SAVES = [
@@ -61,6 +68,13 @@ SAVES = [
     ("softmax", lambda x, w: softmax.softmax(x, 1), "x", {"out"}),
     ("log_softmax", lambda x, w: softmax.log_softmax(x, 0), "x", {"out"}),
     ("cross_entropy", lambda x, w: softmax.cross_entropy(x, TARGET), "x", {"x", 40, 4}),
+    ("nll_loss", lambda x, w: F.nll_loss(x, TARGET), "x", {40, 4}),
+    ("linear_cross_entropy", lambda x, w: F.linear_cross_entropy(x, w, TARGET), "xw", {"x", "w", 40, 20, 4}),
+    ("layer_norm", lambda x, w: F.layer_norm(x, (7,)), "x", {"x", 20}),
+    ("rms_norm", lambda x, w: one_per_row(F.rms_norm(x, (7,)), "rstd"), "x", {"x", 20}),
+    ("attention", lambda x, w: F.scaled_dot_product_attention(x, w, w), "xw", {"x", "w", 100}),
+    ("max of rows", lambda x, w: x.max(1).values, "x", {40}), ("argmax", lambda x, w: x.argmax(1), "x", set()),
+    ("sort", lambda x, w: x.sort(1).values, "x", {280}), ("topk", lambda x, w: x.topk(2, 1).values, "x", {80}),
     ("dropout", lambda x, w: creation.dropout(x, 0.5), "x", set()),
     ("nothing wanted", lambda x, w: (x * w).exp(), "", set()),
 ]  # fmt: skip
@@ -160,6 +174,7 @@ def test_saved_records_describe():
 N = 4096  # bytes of one activation
 
 
+@tgrad.activation_memory("keep")
 def chain(length, grad=True):
     x = tgrad.ones(N // 4, requires_grad=grad)
     y = x

@@ -6,7 +6,7 @@ import torch
 
 import tgrad as T
 import tgrad.nn.functional as F
-from tests.compare import random
+from tests.compare import assert_close, pair, random, values
 from tests.errors import message
 from tests.twins import agree, leaves, same, same_grads, twin
 from tgrad import nn
@@ -108,3 +108,25 @@ def test_batch_norm_evaluates_by_running_statistics():
         same(ours(x), theirs(y))
     ours.eval(), theirs.eval()
     same(ours(x), theirs(y))
+
+
+@pytest.mark.parametrize("kind", [T.bfloat16, T.float16], ids=str)
+def test_batch_norm_in_evaluation_keeps_the_inputs_dtype(kind):
+    """Statistics of float32 beside half inputs, as in mixed precision; rounded once."""
+    x, mean, var, w, b = (random("bn", i).normal(size=(4, 3) if not i else 3) for i in range(5))
+    ours = [T.tensor(x, dtype=kind), *(T.tensor(v, dtype=T.float32) for v in (mean, var * var, w, b))]
+    theirs = [torch.tensor(values(t).astype(np.float64)) for t in ours]
+    got = F.batch_norm(*ours)
+    assert got.dtype is kind
+    assert_close(got, G.batch_norm(*theirs), scale=1)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1, 2.0, 3, float("inf")])
+def test_normalize_of_any_order(p):
+    x, _, y = pair(random("normalize").normal(size=(3, 5)), T.float64, requires_grad=True)
+    got, want = (f.normalize(t, p=p) for f, t in ((F, x), (G, y)))
+    assert_close(got, want, factor=8)
+    g = random("g").normal(size=(3, 5))
+    got.backward(T.tensor(g))
+    want.backward(torch.tensor(g))
+    assert_close(x.grad, y.grad, factor=64, scale=1)

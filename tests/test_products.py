@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tgrad
-from tests.compare import random, values
+from tests.compare import assert_same, random, values
 
 EQUATIONS = [
     ("ij,jk->ik", (3, 4), (4, 5)), ("ij,jk", (3, 4), (4, 5)), ("ij,kj->ki", (3, 4), (5, 4)), ("i,j->ij", (3,), (4,)),
@@ -42,6 +42,26 @@ def agree(got, want, ours, theirs):
 def test_einsum(equation, shapes):
     ours, theirs = tensors(shapes)
     agree(tgrad.einsum(equation, *ours), torch.einsum(equation, *theirs), ours, theirs)
+
+
+def test_einsum_takes_the_diagonal_of_what_is_expanded():
+    (x,), (y,) = tensors([(1, 3)])
+    agree(tgrad.einsum("ii->i", x.expand(3, 3)), torch.einsum("ii->i", y.expand(3, 3)), [x], [y])
+
+
+@pytest.mark.parametrize("equation", ["ij,k->ik", "ij,k->", "ij,jk->ik", "i...,j->j"])
+def test_einsum_of_integers_grows_where_it_sums(equation):
+    n = [len(part.replace("...", "a")) for part in equation.split("->")[0].split(",")]
+    arrays = [random("integers", d).integers(-9, 9, (3,) * d).astype(np.int32) for d in n]
+    got, want = (m.einsum(equation, *map(m.tensor, arrays)) for m in (tgrad, torch))
+    assert_same(got, want)
+
+
+def test_linear_of_integers_adds_its_bias():
+    x, w, b = (random("linear", s).integers(-9, 9, s) for s in ((2, 3), (4, 3), (4,)))
+    for first in (x, x[0], x[:0]):
+        got = tgrad.nn.functional.linear(*map(tgrad.tensor, (first, w, b)))
+        assert_same(got, torch.nn.functional.linear(*map(torch.tensor, (first, w, b))))
 
 
 def test_einsum_takes_a_list_and_integers():

@@ -3,13 +3,15 @@
 import itertools
 import json
 import math
+import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from tests.test_profiler_report import NAN, make_report
-from tgrad.profiler import plots
+from tests.test_profiler_report import NAN, Page, make_report
+from tgrad.profiler import change_plot, figures
 from tgrad.profiler.cli import main
 from tgrad.profiler.compare import compare, parse_limit
 from tgrad.profiler.errors import ProfilerError
@@ -66,7 +68,7 @@ def test_parse_bytes_refuses(text):
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     """Writes reports a and b; each is changed by a function first."""
-    monkeypatch.setattr(plots, "draw", lambda *a: [])
+    monkeypatch.setattr(figures, "draw", lambda *a: [])
 
     def write(change=lambda report: None, before=lambda report: None):
         for name, how in (("a", before), ("b", change)):
@@ -88,8 +90,6 @@ def _times(*values):
 
 
 def _more(report):
-    from dataclasses import replace
-
     report.records.runs[0] = replace(report.records.runs[0], graph_bytes=964)
     report.records.saved[0] = replace(report.records.saved[0], charged_bytes=128)
 
@@ -184,3 +184,93 @@ def test_too_few_times_for_a_gate(two, capsys):
 def test_limits_that_are_none(limit):
     with pytest.raises(ProfilerError, match="--fail-on"):
         parse_limit(limit)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+def test_html_and_markdown(two, tmp_path, capsys):
+    a, b = two(_more)
+    out = tmp_path / "compare"
+    given = ["compare", a, b, "--fail-on", "saved_bytes:0", "--out", str(out)]
+    assert main(given) == 1
+    assert "compare.html" in capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} == {"compare.html", "compare.md", "compare.json", "plots"}
+    assert {p.name for p in (out / "plots").iterdir()} == {"mlp-grad-change.png", "mlp-grad-change.svg"}
+    text = (out / "compare.html").read_text()
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert not page.open and all(x.startswith("#") for x in page.addresses)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    assert page.tags.count("svg") == page.tags.count("figcaption") == 1 and page.tags.count("table") == 3
+    said = "REGRESSION mlp in mode grad: graph_bytes +64 bytes (--fail-on saved_bytes:0)"
+    assert said in text and "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    summary = (out / "compare.md").read_text()
+    assert said in summary and "| mlp | grad | 0 | Relu | out | 64 B | 128 B | +64 B | 2 -> 2 |" in summary
+    assert all((out / p).is_file() for p in re.findall(r"\]\((plots/[^)]+)\)", summary))
+    assert json.loads((out / "compare.json").read_text())["regressions"][0]["metric"] == "graph_bytes"
+    assert main(given) == 2 and "--force" in capsys.readouterr().err
+    assert main([*given, "--force"]) == 1
+    assert main(["compare", a, a, "--fail-on", "saved_bytes:0", "--out", str(out), "--force"]) == 0
+    assert "No regression" in (out / "compare.html").read_text() and not list((out / "plots").iterdir())
+
+
+def test_the_waterfall_leads_from_before_to_after(two):
+    a, b = map(load, two(_more))
+    changes = change_plot.steps(compare(a, b).saved, "mlp", "grad")
+    assert changes == [("0 · Relu · out", 64)]
+    many = pd.DataFrame({
+        "workload": "w", "mode": "grad", "op": [f"op{i}" for i in range(20)], "bytes_before": 0, "tensors_before": 0,
+        "bytes_after": range(20), "tensors_after": 1, "bytes_change": range(20, 0, -1),
+    })  # fmt: skip
+    found = change_plot.steps(many, "w", "grad")
+    assert len(found) == change_plot.STEPS and sum(n for _, n in found) == 210 and found[-1][0] == "9 others"
+    figure = change_plot.waterfall(100, [("x", 50), ("y", -20)], 120, "w")
+    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert labels == ["before", "x", "y", "not by saved tensor", "after"]
+    bars = [(round(p.get_x()), round(p.get_width())) for p in figure.axes[0].patches]
+    assert bars == [(0, 100), (100, 50), (130, 20), (120, 10), (0, 120)]
+
+
+# --- what cannot be compared -----------------------------------------------------------------------------------------
+def _runs(**changes):
+    def change(report):
+        report.records.runs = [replace(r, **changes) for r in report.records.runs]
+
+    return change
+
+
+def _environment(**changes):
+    return lambda report: report.environment.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_runs(dtype="bfloat16"), "dtype x in the first and bfloat16 in the second"),
+        (_runs(workload="gpt"), "have no run in common"),
+        (_runs(batch_size=7), "batch size 0 in the first and 7 in the second"),
+        (_runs(engine="other"), "engine x in the first and other in the second"),
+    ],
+)
+def test_other_runs_are_not_compared(two, capsys, change, says):
+    assert says in fails(capsys, *two(change))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_runs(parameters=99), "is another model: 0 parameters in the first and 99 in the second"),
+        (_environment(tgrad="9"), "other versions: tgrad 0 in the first and 9 in the second"),
+        (_environment(packages={"torch": "2"}), "other versions: torch 1 in the first and 2 in the second"),
+        (_environment(device_facts={"gpu": "B"}), "times are not compared: gpu is A in the first and B in the second"),
+        (_environment(is_interpreted=False), "times are not compared: is interpreted is True in the first"),
+    ],
+)
+def test_what_else_may_make_bytes_differ_is_noted(two, capsys, change, says):
+    before = _environment(device_facts={"gpu": "A"})
+    if "gpu" not in says:
+        before = _environment()
+    a, b = two(change, before)
+    assert main(["compare", a, b]) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
+    assert any(says in note for note in compare(load(a), load(b)).notes)

@@ -1,9 +1,12 @@
 """Exports: each by the structure that its tool reads."""
 
+import csv
 import gzip
 import json
 import pickle
 import pickletools
+import subprocess
+import sys
 
 import pytest
 from torch.cuda import _memory_viz
@@ -80,11 +83,64 @@ def test_pytest_benchmark(folder):
     found = json.loads(exported(folder, "pytest-benchmark"))
     assert {"machine_info", "commit_info", "benchmarks", "datetime", "version"} <= set(found)
     names = [b["name"] for b in found["benchmarks"]]
-    assert names == ["mlp[grad-forward]", "mlp[grad-backward]", "mlp[no_grad-forward]"]
+    assert names == ["mlp[grad-forward]", "mlp[grad-backward]", "mlp[grad-step]", "mlp[no_grad-forward]"]
     stats = found["benchmarks"][0]["stats"]
     run = load(folder).runs.iloc[0]
     assert stats["median"] == pytest.approx(run["forward_wall_median_ms"] / 1e3) and stats["rounds"] == 3
     assert stats["min"] <= stats["ld15iqr"] <= stats["median"] <= stats["hd15iqr"] <= stats["max"]
+
+
+def test_pytest_benchmark_compares_what_was_exported(folder, tmp_path):
+    """In the tool itself: `pytest-benchmark compare` of two stored runs."""
+    pytest.importorskip("pytest_benchmark")
+    data = exported(folder, "pytest-benchmark")
+    for name in ("0001_before.json", "0002_after.json"):
+        (tmp_path / name).write_bytes(data)
+    command = [sys.executable, "-m", "pytest_benchmark", "--storage", f"file://{tmp_path}", "compare", "0001", "0002",
+               "--csv", str(tmp_path / "table")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "mlp[grad-forward] (0001_before)" in done.stdout and "(0002_after)" in done.stdout
+    median = load(folder).runs["forward_wall_median_ms"][0] / 1e3
+    with open(tmp_path / "table.csv") as file:
+        rows = [r for r in csv.DictReader(file) if r["name"].endswith("mlp[grad-forward]")]
+    assert len(rows) == 2 and all(float(r["median"]) == pytest.approx(median, rel=1e-6) for r in rows)
+
+
+# What the Trace Event Format asks of each kind of event, beside its name, pid and tid.
+ASKED = {"M": {"args"}, "X": {"ts", "dur"}, "C": {"ts", "args"}, "b": {"ts", "id", "cat"}, "e": {"ts", "id", "cat"}}
+
+
+def test_every_event_has_what_the_trace_event_format_asks_for(folder):
+    found = json.loads(gzip.decompress(exported(folder, "perfetto")))
+    assert isinstance(found["traceEvents"], list) and found["displayTimeUnit"] in ("ms", "ns")
+    for e in found["traceEvents"]:
+        assert set(e) >= {"name", "ph", "pid", "tid"} | ASKED[e["ph"]], e
+        assert isinstance(e["pid"], int) and isinstance(e["tid"], int)
+        if e["ph"] == "M":
+            assert e["name"] in ("process_name", "thread_name") and isinstance(e["args"]["name"], str)
+        if e["ph"] == "C":
+            assert all(isinstance(v, int) and v >= 0 for v in e["args"].values())
+    by_thread = {}
+    for e in found["traceEvents"]:
+        if e["ph"] == "X":
+            by_thread.setdefault((e["pid"], e["tid"]), []).append((e["ts"], e["ts"] + e["dur"]))
+    for spans in by_thread.values():  # slices of a thread follow one another or nest
+        ordered = sorted(spans)
+        assert all(a[1] <= b[0] or b[1] <= a[1] for a, b in zip(ordered, ordered[1:]))
+
+
+# speedscope's file format, in its own terms: what is required, and of which type.
+def test_speedscope_has_the_types_of_its_schema(folder):
+    found = json.loads(exported(folder, "speedscope"))
+    assert set(found) == {"$schema", "exporter", "name", "activeProfileIndex", "shared", "profiles"}
+    assert 0 <= found["activeProfileIndex"] < len(found["profiles"]) and set(found["shared"]) == {"frames"}
+    for frame in found["shared"]["frames"]:
+        assert isinstance(frame["name"], str) and set(frame) <= {"name", "file", "line", "col"}
+        assert isinstance(frame.get("file", ""), str) and isinstance(frame.get("line", 0), int)
+    for p in found["profiles"]:
+        assert set(p) == {"type", "name", "unit", "startValue", "endValue", "samples", "weights"}
+        assert p["unit"] in ("bytes", "microseconds", "milliseconds", "nanoseconds", "none", "seconds")
+        assert all(isinstance(w, int) and w > 0 for w in p["weights"])
 
 
 def test_the_file_may_be_named_and_the_report_replaced(folder, tmp_path, capsys):

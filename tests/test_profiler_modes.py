@@ -91,7 +91,7 @@ def test_a_callable_that_is_no_module(mode):
 def test_changes_add_up_byte_by_byte(report):
     changes = report.mode_changes
     assert list(changes["mode"]) == list(ALL_MODES[1:])
-    assert list(changes["against"]) == ["grad", "no_grad", "inference_mode", "grad", "grad"]
+    assert list(changes["against"]) == ["grad", "no_grad", "inference_mode", "grad", "grad", "grad", "keep", "lean"]
     for _, row in changes.iterrows():
         table = aggregate.explain(report.saved, "mlp", row["against"], row["mode"])
         assert table["bytes_change"].sum() == row["graph_bytes_change"] == row["bytes_new"] - row["bytes_gone"]

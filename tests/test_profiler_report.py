@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tgrad.profiler import aggregate, html, output, plots, tables, units, words
+from tgrad.profiler import (
+    aggregate,
+    datafiles,
+    figures,
+    html,
+    markdown,
+    output,
+    plots,
+    plots_kept,
+    sections,
+    tables,
+    units,
+    words,
+)
 from tgrad.profiler.errors import ProfilerError
 from tgrad.profiler.measure import Records
 from tgrad.profiler.records import EventRow, RunRecord, SampleRecord, SavedRow, columns, row
@@ -89,7 +103,7 @@ def written(tmp_path_factory):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Drawing takes a second."""
-    monkeypatch.setattr(plots, "draw", lambda *a: [])
+    monkeypatch.setattr(figures, "draw", lambda *a: [])
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -193,10 +207,14 @@ def test_gpu_times_have_a_column_only_where_there_are_some():
 def test_a_report_is_all_its_files(written):
     out = written
     names = {p.name for p in out.iterdir()}
-    assert names == set(output.FILES) | set(output.FOLDERS)
-    pngs = sorted(p.name for p in (out / "plots").iterdir())
-    assert pngs[-3:] == ["mlp-peak.png", "mlp-saved.png", "mlp-timeline.png"] and len(pngs) == 6
-    assert all((out / "plots" / p).read_bytes().startswith(b"\x89PNG") for p in pngs)
+    parquet = {f"{name}.parquet" for name in ("runs", "samples", "saved", "events")}
+    assert names == set(output.FILES) | set(output.FOLDERS) | parquet
+    stems = [f"{w}-{what}" for w in ("a-b-c-", "mlp") for what in ("icicle", "latency", "peak", "saved", "timeline")]
+    pngs, svgs = (sorted(out.glob(f"plots/*.{kind}")) for kind in ("png", "svg"))
+    assert [p.stem for p in pngs] == [p.stem for p in svgs] == stems
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in pngs)
+    for p in svgs:
+        assert ElementTree.parse(p).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert json.loads((out / "env.json").read_text())["seed"] == 0
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     assert out.stat().st_mode & 0o700 == 0o700
@@ -258,7 +276,7 @@ def test_the_page_needs_no_network_and_is_well_formed(written):
     assert "link" not in page.tags and "iframe" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     assert {a[1:] for a in page.addresses} <= set(page.ids)
-    assert page.tags.count("svg") == 6 and page.tags.count("table") == 10
+    assert page.tags.count("svg") == page.tags.count("figcaption") == 10 and page.tags.count("table") == 14
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert "<b>" not in text and "a&lt;b&gt;&amp;" in text
 
@@ -268,7 +286,7 @@ def test_interpreter_timings_are_labelled_wherever_they_are(report, written):
     assert (written / "report.html").read_text().count(label) >= 3  # once for the page, once a table of times
     assert label in (written / "summary.md").read_text()
     report.environment["is_interpreted"] = False
-    assert label not in html.page(report, {}) and label not in html.markdown(report, {})
+    assert label not in html.page(report, {}) and label not in markdown.page(report, {})
 
 
 def test_the_timeline_says_who_took_the_time(report):
@@ -280,7 +298,7 @@ def test_the_timeline_says_who_took_the_time(report):
 
 def test_summary_links_its_plots(written):
     linked = re.findall(r"\]\((plots/[^)]+)\)", (written / "summary.md").read_text())
-    assert len(linked) == 6 and all((written / p).is_file() for p in linked)
+    assert len(linked) == 10 and all((written / p).is_file() for p in linked)
 
 
 def test_a_deep_model_is_cut_to_the_largest_bars():
@@ -294,6 +312,77 @@ def test_notebooks_show_a_fragment(report):
     page = Page()
     page.feed(report._repr_html_())
     assert not page.open and "html" not in page.tags and "script" not in page.tags and "table" in page.tags
+
+
+@pytest.mark.parametrize("name", ["runs", "samples", "saved", "events"])
+def test_parquet_is_the_same_frame(report, written, name):
+    pytest.importorskip("pyarrow")
+    frame = getattr(report, name)
+    pd.testing.assert_frame_equal(pd.read_parquet(written / f"{name}.parquet"), frame, check_dtype=False)
+
+
+def test_without_pyarrow_one_line_says_so(report, no_plots, tmp_path, monkeypatch):
+    monkeypatch.setattr(datafiles, "has_parquet", lambda: False)
+    out = report.save(tmp_path / "out")
+    assert not list(out.glob("*.parquet")) and (out / "runs.csv").is_file()
+    for file in ("summary.md", "report.html"):
+        assert (out / file).read_text().count("pip install pyarrow") == 1
+
+
+def test_a_figure_takes_the_colours_of_its_page_and_a_file_does_not(written):
+    page = (written / "report.html").read_text()
+    drawn = page[page.index("<svg") : page.rindex("</svg>")]
+    assert "var(--ink)" in drawn and "var(--paper)" in drawn and "#1f2328" not in drawn
+    for used in set(re.findall(r"var\((--[\w-]+)\)", page)):
+        assert page.count(f"{used}: #") == 2, used  # once for light, once for dark
+    assert "var(" not in (written / "plots" / "mlp-peak.svg").read_text()
+
+
+# --- parts of the page -----------------------------------------------------------------------------------------------
+def test_the_ledger_has_reasons_and_times_and_closes(report):
+    report.records.runs[0] = run(outputs_held_bytes=50, live_after_bytes=1950)
+    report.records.saved[0] = saved(0, reason="gradient of input", saved_at_ns=1_500_000, used_at_ns=4_000_000)
+    shown = sections.workload(report, "mlp", [])["ledger"]
+    first = shown["rows"][0]
+    assert (first["reason"], first["sizes"], first["times"][:2]) == ("gradient of input", [64, 64, 64], [1.5, 4.0])
+    assert first["times"][2] != first["times"][2]  # never freed within the run
+    assert shown["closed"].startswith("600 intermediates + 300 inputs held + 50 outputs held = 950 bytes.")
+    assert "left 950 bytes live: a residual of 0." in shown["closed"]
+    page = html.page(report, {})
+    assert "gradient of input" in page and "950 bytes" in page
+
+
+def test_what_is_live_at_the_peak(report):
+    shown = sections.workload(report, "mlp", [])["at_peak"]
+    assert [(r["bytes"], r["category"]) for r in shown["rows"]] == [
+        (1100, "gradient"), (600, "intermediate"), (300, "input")
+    ]  # fmt: skip
+    assert "3 storages of this run, 2.0 KiB, with 1000 B that were live before it" in shown["says"]
+
+
+def test_the_mode_matrix_in_words():
+    runs = aggregate.runs_frame([run(nodes=3), run(mode="no_grad", peak_bytes=1500), run(mode="inference_mode")])
+    rows = [saved(0, charged=600), saved(1, "input", storage=2, charged=300)]
+    said = [
+        words.change_sentence(row, True)
+        for _, row in aggregate.mode_changes(runs, aggregate.saved_frame(rows)).iterrows()
+    ]
+    assert said[0] == (
+        "no_grad against grad: the graph keeps 900 B less; 2 tensors (900 bytes) no longer saved; 3 nodes fewer in the "
+        "graph; the peak is 1.5 KiB lower."
+    )
+    same = "inference_mode against no_grad: the graph keeps the same bytes; the peak is 1.5 KiB higher"
+    assert said[1].startswith(same)
+
+
+def test_an_icicle_is_as_high_as_the_bytes_and_groups_what_is_small():
+    rows = [saved(i, module=f"a.{i}.b.c", storage=i, charged=100 + i) for i in range(40)]
+    paths = plots_kept.saved_paths(aggregate.saved_frame(rows), "mlp")
+    assert sum(paths.values()) == sum(100 + i for i in range(40))
+    assert next(iter(paths)) == ("a", "0", "b.c", "Relu out", "model.py:7")
+    grouped = plots_kept._grouped({(f"m{i}", "", "", "op", "line"): 10 for i in range(100)})
+    assert sum(grouped.values()) == 1000 and 20 <= len(grouped) <= 30 and ("m0 … m3", "", "", "op", "line") in grouped
+    assert plots_kept.icicle(paths, "mlp") is not None and plots_kept.icicle({}, "mlp") is None
 
 
 # --- a folder that appears complete or not at all --------------------------------------------------------------------

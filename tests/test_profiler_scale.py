@@ -3,6 +3,7 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 
 from tgrad.profiler import fit
@@ -67,7 +68,8 @@ def test_the_command(tmp_path, capsys):
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "largest batch in 1.0 MiB" in out and "had no part in the fit" in out
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"scale.csv", "laws.csv", "scale.png", "scale.svg"}
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names - {"scale.parquet", "laws.parquet"} == {"scale.csv", "laws.csv", "scale.png", "scale.svg"}
     assert main([*given, "--json"]) == 0
     assert {x["mode"] for x in json.loads(capsys.readouterr().out)} == {"grad", "no_grad", "inference_mode"}
 
@@ -91,3 +93,26 @@ def test_bad_input(capsys, argv, says):
 def test_a_batch_of_none():
     with pytest.raises(ProfilerError, match="at least 1"):
         scale("mlp", [0, 1, 2])
+
+
+def test_a_report_shows_the_law_that_was_measured_with_it(tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["profile", "mlp", "--batch-size", "2", "--width", "8", "--depth", "1", "--repeats", "1", "--out", str(out)]
+    assert main([*given, "--modes", "grad,no_grad", "--batch-sizes", "2,4,8,16", "--memory", "64KiB"]) == 0
+    said = "The largest batch that fits 64.0 KiB: grad "
+    assert said in capsys.readouterr().out
+    page, summary = (out / "report.html").read_text(), (out / "summary.md").read_text()
+    assert said in page and said in summary and "How memory grows with the batch" in page
+    assert (out / "plots" / "mlp-scale.png").is_file() and "plots/mlp-scale.png" in summary
+    assert len(pd.read_csv(out / "scale.csv")) == 8 and len(pd.read_csv(out / "laws.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [(["--memory", "1GiB"], "add --batch-sizes"), (["--batch-sizes", "2,4"], "at least three"),
+     (["--batch-sizes", "a"], "give 32,64,128")],
+)  # fmt: skip
+def test_bad_sizes_of_a_profile(capsys, argv, says):
+    assert main(["profile", "mlp", *argv]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tgrad.profiler import profile, torch_twin, twins
+from tgrad.profiler import profile, torch_twin, twins, words
 from tgrad.profiler.cli import main
 from tgrad.profiler.errors import ProfilerError
 from tgrad.profiler.torch_twin import Twin
@@ -70,6 +70,23 @@ def test_the_hooks_agree_with_mem_tracker_to_the_byte(name):
     # Cross-entropy's log-softmax returns a result of its own, which is saved: nothing is live beside what hooks see.
     assert record.residual_bytes == 0
     assert record.mem_tracker_peak_bytes >= record.mem_tracker_bytes
+
+
+def test_what_mem_tracker_counts_beside_is_itemised():
+    class Holds(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.seen = torch.nn.Linear(4, 5), []
+
+        def forward(self, x):
+            y = self.inner(x)
+            self.seen.append(y * 2)  # needed by no formula
+            return y.relu()
+
+    record, _ = torch_twin.profile(Twin(Holds(), lambda: ((torch.randn(3, 4),), ())), "holds", "id")
+    # What the model holds from the run that the hooks saw was live before MemTracker began: the rest is its own run's.
+    assert record.residual_bytes == 3 * 5 * 4
+    assert "counts +60 bytes beside that" in words.twin_sentence(record) and "Activation" in record.mem_tracker_kinds
 
 
 def test_without_mem_tracker_its_figures_are_nan(monkeypatch):

@@ -172,3 +172,25 @@ def test_overlap_with_oneself():
         for strides in itertools.product((0, 1, 2, 3, 4), repeat=2):
             at = [i * strides[0] + j * strides[1] for i in range(shape[0]) for j in range(shape[1])]
             assert may_overlap_itself(shape, strides) or len(set(at)) == len(at)
+
+
+def test_narrow_from_a_tensor_and_flip_by_name():
+    x, y = both((5, 4))
+    same_view(x.narrow(1, tgrad.tensor(-3), 2), y.narrow(1, torch.tensor(-3), 2))
+    assert_same(x.flip(dims=(0, 1)), y.flip(dims=(0, 1)))
+
+
+@pytest.mark.parametrize("wanted", ["preserve_format", "contiguous_format"])
+@pytest.mark.parametrize("call", [
+    lambda m, x, f: x.clone(memory_format=f), lambda m, x, f: x.to(m.float32, memory_format=f),
+    lambda m, x, f: x.double(memory_format=f), lambda m, x, f: x.int(memory_format=f),
+], ids=["clone", "to", "double", "int"])  # fmt: skip
+def test_memory_formats(call, wanted):
+    x, y = both((3, 5))
+    same_view(call(tgrad, x.t(), getattr(tgrad, wanted)), call(torch, y.t(), getattr(torch, wanted)))
+    assert repr(getattr(tgrad, wanted)) == repr(getattr(torch, wanted))
+
+
+def test_another_memory_format_is_refused():
+    with pytest.raises(TypeError, match="memory_format: expected tgrad.preserve_format"):
+        tgrad.ones(2).clone(memory_format="channels_last")

@@ -44,6 +44,7 @@ from tgrad.dtypes import (
     uint8,
 )
 from tgrad.dtypes import bool_ as bool
+from tgrad.formats import contiguous_format, memory_format, preserve_format
 from tgrad.layout import Size
 from tgrad.modes import (
     enable_grad,
@@ -53,6 +54,7 @@ from tgrad.modes import (
     no_grad,
     set_grad_enabled,
 )
+from tgrad.ops.bounds import check_indices
 from tgrad.ops.creation import (
     arange,
     as_tensor,
@@ -74,16 +76,28 @@ from tgrad.ops.creation import (
 )
 from tgrad.ops.matmul import get_float32_matmul_precision, set_float32_matmul_precision
 from tgrad.printing import set_printoptions
+from tgrad import signs as _signs  # relu's bits  # isort: skip
+from tgrad.recompute import activation_memory, get_activation_memory, set_activation_memory
 from tgrad.random import Generator, get_rng_state, initial_seed, manual_seed, seed, set_rng_state
 from tgrad.storage import OutOfMemoryError
 from tgrad.tensor import Tensor
 
-from tgrad import amp, interop
-from tgrad.autocasting import autocast, get_autocast_dtype, install as _install_autocast, is_autocast_enabled
+from tgrad import amp, interop, torch_data, torch_memory
+from tgrad.autocasting import (
+    autocast,
+    clear_autocast_cache,
+    get_autocast_dtype,
+    install as _install_autocast,
+    is_autocast_cache_enabled,
+    is_autocast_enabled,
+)
+from tgrad.fusion import fuse
 from tgrad.interop import from_dlpack
+from tgrad.nn import blocks as _blocks  # which gives the policy "leanest" its blocks
 from tgrad.serialization import load, save
 
-interop.install()
+torch_memory.install()
+torch_data.install()
 _install_autocast(_functions.FUNCTIONS)
 globals().update(_functions.FUNCTIONS)
 globals().update(_functions.library.FREE)
@@ -97,5 +111,10 @@ def is_tensor(x: object) -> _builtins.bool:
 
 
 def is_inference(x: Tensor) -> _builtins.bool:
-    """Whether x was made in inference mode."""
+    """Whether x was made in inference mode.
+
+    Shape: any.
+    Dtype: any.
+    Raises: nothing.
+    """
     return x.is_inference()

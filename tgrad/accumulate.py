@@ -10,7 +10,7 @@ from tgrad.layout import is_gapless
 from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor, empty
 
-_lock = threading.RLock()  # concurrent walks may end in one leaf
+accumulating = threading.RLock()  # concurrent walks may end in one leaf
 
 
 def finish(leaf: Tensor, g: Tensor, own: bool, create_graph: bool) -> None:
@@ -28,7 +28,7 @@ def finish(leaf: Tensor, g: Tensor, own: bool, create_graph: bool) -> None:
             return
         own = own and replaced is g
         g = replaced
-    with _lock:
+    with accumulating:
         accumulate(leaf, g, own and (hooks is None or not hooks.after), create_graph)
     if hooks is not None:
         for hook in list(hooks.accumulated.values()):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tgrad import dispatch, graph, modes
 from tgrad.device import compute
 from tgrad.kernels.launch import Launch
-from tgrad.layout import Layout, layout
-from tgrad.op import FormulaRule, Kernel, Op, View, pointwise_launch
+from tgrad.layout import Layout, layout, may_overlap_itself, numel
+from tgrad.op import Kernel, Op, View, pointwise_launch
 from tgrad.ops.reduce import sum_op
 from tgrad.ops.views import COPY, fill_launch
+from tgrad.rules import FormulaRule
 from tgrad.tensor import DEFAULT, IN_FUNCTION, INFERENCE, MULTI_OUTPUT, NO_GRAD, Tensor
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides, offset from the base's first element
@@ -29,10 +32,34 @@ def _build_as_strided(x: Layout, shape: tuple[int, ...], strides: tuple[int, ...
 def _as_strided_grad(
     g: Tensor, *, shape: tuple[int, ...], strides: tuple[int, ...], offset: int, x_shape: tuple, x_strides: tuple
 ) -> Tensor:
+    moving = [(n, s) for n, s in zip(shape, strides, strict=True) if s]
+    within = offset >= 0 and offset + _reach(shape, strides) <= _reach(x_shape, x_strides)
+    if not within or may_overlap_itself([n for n, _ in moving], [s for _, s in moving]):
+        return _added_up(g, shape, strides, offset, x_shape, x_strides)
     repeated = tuple(d for d, (n, s) in enumerate(zip(shape, strides, strict=True)) if s == 0 and n > 1)
     if repeated:
         g = sum_op(g, dims=repeated, keepdim=True, out_dtype=g.dtype)
     return _embed_op(g, shape=x_shape, strides=x_strides, part=(tuple(g.shape), strides, offset))
+
+
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    return 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if numel(shape) else 0
+
+
+def _added_up(g: Tensor, shape: tuple, strides: tuple, offset: int, x_shape: tuple, x_strides: tuple) -> Tensor:
+    """The gradient through a view whose elements overlap, or lie outside its base: what is for one place is added up,
+    what is for none is dropped.
+    """
+    from tgrad.ops.creation import tensor
+    from tgrad.ops.places import spread_op
+
+    extent = _reach(x_shape, x_strides)
+    places = np.full(shape, offset, np.int64)
+    for d, s in enumerate(strides):
+        places += (np.arange(shape[d]) * s).reshape(-1, *(1,) * (len(shape) - 1 - d))
+    places[(places < 0) | (places >= extent)] = extent
+    memory = spread_op(g, tensor(places, device=compute), dims=(0,), at=0, shape=(extent + 1,))
+    return as_strided_op(memory, shape=x_shape, strides=x_strides, offset=0)
 
 
 as_strided_op = View(

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tgrad import dtypes, modes
+from tgrad import modes
 from tgrad.autocasting import autocast, get_autocast_dtype, is_autocast_enabled
-from tgrad.ops import reduce as r_
 from tgrad.optim.optimizer import Optimizer
 from tgrad.tensor import Tensor
+from tgrad.totals import total
+from tgrad.updates import update
+
+
+def _times(g: Any, factor: Any) -> tuple:
+    return (g * factor,)
+
+
+def _nothing(g: Any) -> Any:
+    return g * 0  # nan unless g is finite
 
 
 class GradScaler:
@@ -19,6 +28,9 @@ class GradScaler:
         init_scale: the first factor; it doubles (growth_factor) after growth_interval good steps in a row, and is
             halved (backoff_factor) after one that was not finite.
         enabled: False: everything passes through.
+
+    Raises:
+        AssertionError: a factor out of range.
     """
 
     def __init__(
@@ -67,17 +79,13 @@ class GradScaler:
             raise RuntimeError("unscale_() is being called after step().")
         if id(optimizer) in self._found:
             raise RuntimeError("unscale_() has already been called on this optimizer since the last update().")
-        found = None
-        with modes.no_grad():
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    if p._grad is not None:
-                        p._grad.mul_(1.0 / self._scale)
-                        zero = r_.sum((p._grad * 0).to(dtypes.float32))  # nan unless all are finite
-                        found = zero if found is None else found + zero
-        if found is None:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p._grad for p in params if p._grad is not None]
+        if not grads:
             raise AssertionError("No inf checks were recorded for this optimizer.")
-        self._found[id(optimizer)] = float(found) != 0.0
+        with modes.no_grad():
+            update("mul_", _times, (0,), [(g,) for g in grads], (1.0 / self._scale,))
+            self._found[id(optimizer)] = float(total("isfinite", _nothing, grads)) != 0.0
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """optimizer.step(), unless a gradient is not finite; returns what it returns.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tgrad import dispatch
+from tgrad import dispatch, docstrings
 from tgrad.op import Pointwise
 from tgrad.tensor import Tensor
 
@@ -42,7 +43,7 @@ def unary(row: Pointwise) -> Callable[[Tensor], Tensor]:
     def function(input: Tensor) -> Tensor:
         return row(tensor(row.name, input))
 
-    return named(dispatch.unary(row, function), row.name)
+    return named(dispatch.unary(row, function), row.name, docstrings.of_row(row))
 
 
 def binary(row: Pointwise) -> Callable[[Tensor, Any], Tensor]:
@@ -51,11 +52,11 @@ def binary(row: Pointwise) -> Callable[[Tensor, Any], Tensor]:
     def function(input: Tensor, other: Any) -> Tensor:
         return row(tensor(row.name, input), operand(row.name, other))
 
-    return named(dispatch.binary(row, function), row.name)
+    return named(dispatch.binary(row, function), row.name, docstrings.of_row(row))
 
 
-def named(function: Callable, name: str) -> Callable:
-    """`function` under the name it has in torch."""
+def named(function: Callable, name: str, doc: str) -> Callable:
+    """`function` under the name it has in torch, with a docstring."""
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"`torch.{name}`, elementwise."
+    function.__doc__ = inspect.cleandoc(doc)
     return function

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tgrad import dtypes
+from tgrad import docstrings, dtypes
 from tgrad.arguments import Number, operand, tensor
 from tgrad.device import compute
 from tgrad.inplace import write
@@ -32,8 +33,14 @@ def in_place(function: Callable) -> Callable:
     def method(self: Tensor, *args: Any, **settings: Any) -> Tensor:
         return function(_into(self), self, *args, **settings)
 
-    method.__doc__ = f"{function.__doc__} In place."
+    method.__name__ = method.__qualname__ = function.__name__[1:] + "_"
+    method.__doc__ = docstrings.in_place(function.__doc__ or "")
+    method.__signature__ = _without_run(function)  # type: ignore[attr-defined]
     return method
+
+
+def _without_run(function: Callable) -> inspect.Signature:
+    return inspect.Signature(list(inspect.signature(function).parameters.values())[1:])
 
 
 def _rows_of(input: Any, other: Any, name: str) -> tuple:
@@ -58,6 +65,7 @@ def _rows_of(input: Any, other: Any, name: str) -> tuple:
 ROUNDING = {"trunc": a.div_trunc, "floor": a.div_floor}
 
 
+@docstrings.described(p.div)
 def _div(run: Run, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other; integers are divided as floats.
 
@@ -76,8 +84,9 @@ def _div(run: Run, input: Any, other: Any, *, rounding_mode: str | None = None) 
     return run(ROUNDING[rounding_mode], _rows_of(input, other, "div"))
 
 
+@docstrings.described(a.floor_divide)
 def _floor_divide(run: Run, input: Any, other: Any) -> Tensor:
-    """The quotient rounded down, as Python's //.
+    """The quotient rounded down, as Python's //; no gradient flows.
 
     Raises:
         RuntimeError: integers divided by zero.
@@ -85,6 +94,7 @@ def _floor_divide(run: Run, input: Any, other: Any) -> Tensor:
     return run(a.floor_divide, _rows_of(input, other, "floor_divide"))
 
 
+@docstrings.described(a.remainder)
 def _remainder(run: Run, input: Any, other: Any) -> Tensor:
     """The remainder with the sign of `other`, as Python's %.
 
@@ -94,6 +104,7 @@ def _remainder(run: Run, input: Any, other: Any) -> Tensor:
     return run(a.remainder, _rows_of(input, other, "remainder"))
 
 
+@docstrings.described(a.fmod)
 def _fmod(run: Run, input: Any, other: Any) -> Tensor:
     """The remainder with the sign of `input`, as C's fmod.
 
@@ -103,8 +114,13 @@ def _fmod(run: Run, input: Any, other: Any) -> Tensor:
     return run(a.fmod, _rows_of(input, other, "fmod"))
 
 
+@docstrings.described(m.round, 1)
 def _round(run: Run, input: Tensor, *, decimals: int = 0) -> Tensor:
-    """The nearest number of `decimals` places, halves to even; negative: of powers of ten."""
+    """The nearest number of `decimals` places, halves to even; negative: of powers of ten. The gradient is 0.
+
+    Raises:
+        RuntimeError: `decimals` is given and the dtype is not floating.
+    """
     if decimals == 0:
         return run(m.round, (tensor("round", input),))
     return run(m.round_decimals, (tensor("round", input), 10.0 ** min(abs(decimals), 300), decimals < 0))
@@ -114,6 +130,7 @@ LIMITS = {dtypes.float16: 65504.0, dtypes.bfloat16: 3.3895313892515355e38, dtype
           dtypes.float64: 1.7976931348623157e308}  # fmt: skip
 
 
+@docstrings.described(m.nan_to_num, 1, checked=False)
 def _nan_to_num(run: Run, input: Tensor, nan: float | None = None, posinf: float | None = None,
                 neginf: float | None = None) -> Tensor:  # fmt: skip
     """nan, infinity and minus infinity replaced: by 0 and the greatest and least numbers, unless given."""
@@ -124,22 +141,30 @@ def _nan_to_num(run: Run, input: Tensor, nan: float | None = None, posinf: float
     return run(m.nan_to_num, (input, *map(float, values)))
 
 
+@docstrings.described(m.logit, 1)
 def _logit(run: Run, input: Tensor, eps: float | None = None) -> Tensor:
     """log(input / (1 - input)), of input limited to [eps, 1 - eps] if eps is given."""
     low, high = (1.0, -1.0) if eps is None or eps < 0 else (float(eps), 1.0 - eps)
     return run(m.logit, (tensor("logit", input), low, high))
 
 
+@docstrings.described(a.lerp)
 def _lerp(run: Run, input: Tensor, end: Tensor, weight: Any) -> Tensor:
-    """input + weight * (end - input)."""
+    """input + weight * (end - input).
+
+    Raises:
+        RuntimeError: input and end have two dtypes.
+    """
     return run(a.lerp, (tensor("lerp", input), tensor("lerp", end), operand("lerp", weight)))
 
 
+@docstrings.described(a.addcmul)
 def _addcmul(run: Run, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Number = 1) -> Tensor:
     """input + value * tensor1 * tensor2."""
     return run(a.addcmul, (input, tensor1, tensor2, value))
 
 
+@docstrings.described(a.addcdiv)
 def _addcdiv(run: Run, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Number = 1) -> Tensor:
     """input + value * tensor1 / tensor2.
 
@@ -149,8 +174,13 @@ def _addcdiv(run: Run, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value
     return run(a.addcdiv, (input, tensor1, tensor2, value))
 
 
+@docstrings.described(a.bitwise_not, checked=False)
 def _bitwise_not(run: Run, input: Tensor) -> Tensor:
-    """All bits flipped; not, of bool."""
+    """All bits flipped; not, of bool.
+
+    Raises:
+        RuntimeError: the dtype is floating.
+    """
     flips = tensor("bitwise_not", input).dtype is dtypes.bool_
     return run(p.logical_not if flips else a.bitwise_not, (input,))
 
@@ -166,6 +196,7 @@ def _as_op(function: Callable) -> Callable:
 
     op.__name__ = op.__qualname__ = function.__name__[1:]
     op.__doc__ = function.__doc__
+    op.__signature__ = _without_run(function)  # type: ignore[attr-defined]
     return op
 
 
@@ -177,17 +208,19 @@ def bitwise(name: str) -> Callable[[Any, Any], Tensor]:
         return row(operand(name, input), operand(name, other))
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"`torch.{name}`, elementwise, of integers or bools."
+    function.__doc__ = docstrings.of_row(row)
     return function
 
 
+@docstrings.described(p.sub)
 def rsub(input: Tensor, other: Any, *, alpha: Number = 1) -> Tensor:
     """other - alpha * input."""
     return p.sub(operand("rsub", other), input if alpha == 1 else input * alpha)
 
 
+@docstrings.described(m.heaviside)
 def heaviside(input: Tensor, values: Tensor) -> Tensor:
-    """0 where input is negative, 1 where positive, `values` where zero.
+    """0 where input is negative, 1 where positive, `values` where zero; no gradient flows.
 
     Raises:
         RuntimeError: the dtypes differ.
@@ -198,16 +231,25 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
 
 
 def float_power(input: Any, exponent: Any) -> Tensor:
-    """input ** exponent in float64."""
+    """input ** exponent in float64, elementwise.
+
+    Shape: the operands broadcast.
+    Dtype: any; the result is float64.
+    Raises:
+        RuntimeError: the shapes do not broadcast.
+        TypeError: an operand is neither a Tensor nor a number.
+    """
     wide = [p.cast(dtypes.float64)(x) if isinstance(x, Tensor) else float(x) for x in (input, exponent)]
     return p.pow(*wide)
 
 
+@docstrings.described(m.xlogy)
 def xlogy(input: Any, other: Any) -> Tensor:
     """input * log(other); 0 where input is 0 and other is not nan."""
     return m.xlogy(operand("xlogy", input), operand("xlogy", other))
 
 
+@docstrings.described(m.isclose)
 def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Tensor:
     """Whether |input - other| <= atol + rtol * |other|, elementwise.
 
@@ -222,13 +264,22 @@ def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-
 
 
 def allclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
-    """Whether all elements are close: see `isclose`."""
+    """Whether all elements are close. See `tgrad.isclose`.
+
+    Shape: the operands broadcast; the result is a bool.
+    Dtype: the same of both.
+    Raises:
+        RuntimeError: the dtypes differ; a tolerance is negative; the shapes do not broadcast.
+        TypeError: an operand is no Tensor.
+    """
     return bool(truth.all(isclose(input, other, rtol, atol, equal_nan)))
 
 
 def equal(input: Tensor, other: Tensor) -> bool:
     """Whether shapes and all elements are equal.
 
+    Shape: any of both; the result is a bool.
+    Dtype: the same of both.
     Raises:
         RuntimeError: the dtypes differ.
     """
@@ -238,10 +289,13 @@ def equal(input: Tensor, other: Tensor) -> bool:
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
-    """input where positive, else weight * input: one weight, or one for each channel (dimension 1).
+    """input where positive, else weight * input (He et al., 2015): one weight, or one for each channel (dimension 1).
 
+    Shape: any; the result has the input's. weight: one element, or (C,) for C channels.
+    Dtype: floating, the same of both.
     Raises:
-        RuntimeError: as many weights as there are channels were expected.
+        RuntimeError: weight has neither one element nor one for each channel, or more than one dimension; the dtype is
+            not floating.
     """
     channels = input.shape[1] if input.ndim > 1 else 1
     if weight.ndim > 1:

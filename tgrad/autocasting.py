@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
 
 from tgrad import dtypes
 from tgrad.device import compute
 from tgrad.dtypes import dtype
+from tgrad.modes import current
 from tgrad.tensor import Tensor
 
 # PyTorch's lists: in the low type; in float32. All else takes what it is given, by promotion.
@@ -22,13 +24,47 @@ FULL = (
     "cumprod", "norm", "softplus", "logsumexp",
 )  # fmt: skip
 
-_state: ContextVar[dtype | None] = ContextVar("tgrad_autocast", default=None)
-_low: Callable[[], dtype | None] = _state.get
+class Region:
+    """What an autocast context sets.
+
+    Attributes:
+        low: the low type; None: turned off.
+        caching: whether casts of leaves are kept.
+        casts: those of the outermost region and all within it: (leaf, low type, mode) by id, to (leaf, its version and
+            address at the time, the cast). A leaf is held, so that its id is no other tensor's.
+    """
+
+    __slots__ = ("low", "caching", "casts")
+
+    def __init__(self, low: dtype | None, caching: bool, casts: dict[tuple, tuple]) -> None:
+        self.low, self.caching, self.casts = low, caching, casts
+
+
+_state: ContextVar[Region | None] = ContextVar("tgrad_autocast", default=None)
+region: Callable[[], Region | None] = _state.get
+
+
+def _low() -> dtype | None:
+    now = region()
+    return None if now is None else now.low
 
 
 def is_autocast_enabled(device_type: str | None = None) -> bool:
     """Whether autocast is on in this thread."""
     return _low() is not None
+
+
+def is_autocast_cache_enabled() -> bool:
+    """Whether casts of leaves are kept while autocast is on."""
+    now = region()
+    return now is None or now.caching
+
+
+def clear_autocast_cache() -> None:
+    """Forget the casts of leaves that the autocast contexts which are on have kept."""
+    now = region()
+    if now is not None:
+        now.casts.clear()
 
 
 def get_autocast_dtype(device_type: str | None = None) -> dtype:
@@ -44,10 +80,13 @@ class autocast:
         device_type: "cpu" or "cuda"; on another than the one that computes it does nothing, and warns.
         dtype: bfloat16 or float16; None: float16 for "cuda", bfloat16 for "cpu".
         enabled: False turns it off within another.
-        cache_enabled: accepted for PyTorch's sake; casts of weights are not kept.
+        cache_enabled: whether the cast of a float32 leaf that requires grad is kept until the outermost context ends,
+            so that a weight used twice is cast once, and its gradients are added in the low type. A leaf that was
+            written in place since is cast anew. None: as outside, where it is on.
 
     Raises:
         RuntimeError: an unknown device type.
+        ValueError: a device type that is no string.
     """
 
     def __init__(
@@ -72,10 +111,17 @@ class autocast:
                 stacklevel=2,
             )
             self._enabled = False
+        self._caching = is_autocast_cache_enabled() if cache_enabled is None else bool(cache_enabled)
         self._tokens: list[Token] = []
 
+    def _enter(self) -> Token:
+        outer = region()
+        return _state.set(
+            Region(self.fast_dtype if self._enabled else None, self._caching, {} if outer is None else outer.casts)
+        )
+
     def __enter__(self) -> autocast:
-        self._tokens.append(_state.set(self.fast_dtype if self._enabled else None))
+        self._tokens.append(self._enter())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -84,13 +130,28 @@ class autocast:
     def __call__(self, function: Callable) -> Callable:
         @functools.wraps(function)
         def decorated(*args: Any, **kwargs: Any) -> Any:
-            before = _state.set(self.fast_dtype if self._enabled else None)
+            before = self._enter()
             try:
                 return function(*args, **kwargs)
             finally:
                 _state.reset(before)
 
         return decorated
+
+
+@contextmanager
+def resumed(low: dtype | None, caching: bool) -> Iterator[None]:
+    """Autocast as it was when `setting` was called, for what is run again; it keeps casts of its own."""
+    before = _state.set(None if low is None else Region(low, caching, {}))
+    try:
+        yield
+    finally:
+        _state.reset(before)
+
+
+def setting() -> tuple[dtype | None, bool]:
+    """What `resumed` takes."""
+    return _low(), is_autocast_cache_enabled()
 
 
 def get_default(device_type: str) -> dtype:
@@ -103,10 +164,32 @@ def _cast(x: Any, kind: dtype) -> Any:
         old = x.dtype
         if old is kind or not old.is_floating_point or old is dtypes.float64:
             return x
+        now = region()
+        if (
+            now is not None and now.caching and kind is now.low and old is dtypes.float32
+            and x.requires_grad and x.node is None and x.alias is None
+        ):  # fmt: skip
+            return _kept_cast(now.casts, x, kind)
         return x.to(kind)
     if type(x) in (tuple, list):
         return type(x)(_cast(v, kind) for v in x)
     return x
+
+
+def _kept_cast(casts: dict[tuple, tuple], leaf: Tensor, kind: dtype) -> Tensor:
+    """The cast of a leaf, from before or made now. One made without recording is of no use to a call that records."""
+    key = id(leaf), kind, current()
+    state = None if leaf.version is None else leaf.version.value, leaf.ptr, leaf.layout
+    found = casts.get(key)
+    if found is None or found[1] != state:
+        found = casts[key] = leaf, state, leaf.to(kind)
+    return found[2]
+
+
+def low(*tensors: Any) -> tuple:
+    """The tensors in the low type while autocast is on, else as they are: for functions that LOW names no part of."""
+    to = _low()
+    return tensors if to is None else tuple(_cast(t, to) for t in tensors)
 
 
 def full(*tensors: Any) -> tuple:

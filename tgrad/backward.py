@@ -8,23 +8,25 @@ from typing import Any
 from tgrad.device import compute
 from tgrad.dispatch import dispatch
 from tgrad.expression import Expression
-from tgrad.graph import Node
+from tgrad.graph import Node, Saved
 from tgrad.layout import Layout, layout
 from tgrad.modes import current
-from tgrad.op import Composed, FormulaRule, PointwiseRule, operand, pointwise_launch, result_layout
+from tgrad.op import Composed, operand, pointwise_launch, result_layout
 from tgrad.ops import pointwise as p
 from tgrad.ops.reduce import reduce_launch, sum_to
+from tgrad.rules import FormulaRule, PointwiseRule
 from tgrad.tensor import Tensor, empty
 
 # A gradient, and whether nobody but the receiver holds its memory.
 Gradient = tuple[Tensor | None, bool]
 
 
-def gradients(node: Node, g: Any) -> list[Gradient]:
+def gradients(node: Node, g: Any, further: tuple[Expression, list[Tensor]] | None = None) -> list[Gradient]:
     """The gradient for each of the node's edges, in the shape and dtype of the input.
 
     Args:
         g: the gradient of the node's result; of a node with several results, a list of them, None where none came.
+        further: what is applied to the gradient that the rule can fold a formula into (folding.py).
 
     Raises:
         RuntimeError: what it saved was freed, or modified in place.
@@ -37,22 +39,32 @@ def gradients(node: Node, g: Any) -> list[Gradient]:
             "if you need to access saved tensors after calling backward."
         )
     rule: Any = node.rule
-    if isinstance(rule, PointwiseRule):
-        return _pointwise(rule, g, [*[s.unpack(node) for s in node.saved], *node.numbers])
+    if rule.__class__ is PointwiseRule:
+        return _pointwise(node, rule, g)
     if isinstance(rule, FormulaRule):
-        return _formulas(rule, g, [s.unpack(node) for s in node.saved], node.numbers)
+        return _formulas(rule, g, [s.unpack(node) for s in node.saved], node.numbers, further)
     return rule.run(node, g)
 
 
 # --- pointwise
 # ---------------------------------------------------------------------------------------------------------
-def _pointwise(rule: PointwiseRule, g: Tensor, values: list[Any]) -> list[Gradient]:
+_unpack = Saved.unpack  # unless somebody listens
+
+
+def _pointwise(node: Node, rule: PointwiseRule, g: Tensor) -> list[Gradient]:
+    values: list[Any] = []
     if current().record:
+        values += [s.unpack(node) for s in node.saved or ()]
+        values += node.numbers
         return [_recorded(rule, i, g, values) for i in range(len(rule.parts))]
-    key = (g.layout, *[v.layout if isinstance(v, Tensor) else v.__class__ for v in values])
+    for s in node.saved or ():  # of most, the address and the layout are all it takes
+        simple = s.__class__ is Saved and s.version.value == s.expected and Saved.unpack is _unpack
+        values.append(s if simple else s.unpack(node))
+    key = (g.layout, *[v.layout for v in values])
+    values += node.numbers
     run = rule.plans.get(key)
     if run is None:
-        run = rule.plans[key] = _plan(rule, g, values)
+        run = rule.plans[key] = _plan(rule, g, [v.unpack(node) if isinstance(v, Saved) else v for v in values])
     return run(g, values)
 
 
@@ -89,30 +101,46 @@ def _plan(rule: PointwiseRule, g: Tensor, values: list[Any]) -> Any:
             passed.append(i)
         else:
             together.append(i)
-    joint = _joint(rule, together, g, values) if together else None
-    reductions = [(i, _reduction(rule, i, g, values)) for i in alone]
+    at = [isinstance(v, Tensor) for v in values]
+    split = lambda needs: ([k for k in needs if at[k]], [k for k in needs if not at[k]])
+    joint = None
+    if together:
+        layouts, joint, needs = _joint(rule, together, g, values)
+        tensors, numbers = split(needs)
+        if len(rule.parts) == 1:
+            return _single(layouts[0], joint, tensors, numbers)
+    reductions = []
+    for i in alone:
+        like, launch, needs = _reduction(rule, i, g, values)
+        reductions.append((i, like, launch, *split(needs)))
     count = len(rule.parts)
 
     def run(g: Tensor, values: list[Any]) -> list[Gradient]:
         out: list[Gradient] = [(g, False)] * count
         if joint is not None:
-            layouts, launch, needs = joint
-            results = [empty(l, inference=False) for l in layouts]
-            launch(*[t.ptr for t in results], g.ptr, *_addresses(values, needs))
+            results = [empty(l, False) for l in layouts]
+            addresses = [values[k].ptr for k in tensors]
+            joint(*[t.ptr for t in results], g.ptr, *addresses, *[values[k] for k in numbers])
             for i, t in zip(together, results, strict=True):
                 out[i] = (t, True)
-        for i, (like, launch, needs) in reductions:
-            t = empty(like, inference=False)
-            launch(t.ptr, g.ptr, *_addresses(values, needs))
+        for i, like, launch, tensors_, numbers_ in reductions:
+            t = empty(like, False)
+            launch(t.ptr, g.ptr, *[values[k].ptr for k in tensors_], *[values[k] for k in numbers_])
             out[i] = (t, True)
         return out
 
     return run
 
 
-def _addresses(values: list[Any], needs: tuple[int, ...]) -> list[int | float]:
-    tensors = [values[k].ptr for k in needs if isinstance(values[k], Tensor)]
-    return tensors + [values[k] for k in needs if not isinstance(values[k], Tensor)]
+def _single(like: Layout, launch: Any, tensors: list[int], numbers: list[int]) -> Any:
+    """The one gradient of a node, in one launch."""
+
+    def run(g: Tensor, values: list[Any]) -> list[Gradient]:
+        t = empty(like, False)
+        launch(t.ptr, g.ptr, *[values[k].ptr for k in tensors], *[values[k] for k in numbers])
+        return [(t, True)]
+
+    return run
 
 
 def _joint(rule: PointwiseRule, parts: list[int], g: Tensor, values: list[Any]) -> tuple:
@@ -156,19 +184,32 @@ def _reduction(rule: PointwiseRule, i: int, g: Tensor, values: list[Any]) -> tup
 
 # --- formulas
 # ----------------------------------------------------------------------------------------------------------
-def _formulas(rule: FormulaRule, g: Tensor, saved: list[Tensor], numbers: tuple) -> list[Gradient]:
-    named = dict(zip(rule.names, [*saved, *numbers], strict=True))
+def _formulas(
+    rule: FormulaRule, g: Tensor, saved: list[Tensor], numbers: tuple, further: tuple[Expression, list[Tensor]] | None
+) -> list[Gradient]:
+    values: list[Any] = [*saved, *numbers, None]  # None is at -1, for what is absent
     recording = current().record
-    held = {id(g.storage), *(id(t.storage) for t in saved)}
+    held = [g.storage, *[t.storage for t in saved]]
     out: list[Gradient] = []
-    for like, formula, fast, needs, settings in rule.calls:
-        use = formula if recording or fast is None else fast
-        result = use(g, *[named.get(n) for n in needs], **settings)
+    given: dict[int, Tensor] = {}
+    if rule.joint is not None and not recording:
+        positions, together, names = rule.joint
+        named = dict(zip(rule.names, values, strict=False))
+        given = dict(zip(positions, together(g, *[named.get(n) for n in names]) or (), strict=False))
+    for i, ((like, formula, fast, _, settings), at) in enumerate(zip(rule.calls, rule.at, strict=True)):
+        if i in given:
+            result = given[i]
+        elif further is not None and rule.fold is not None and i == rule.fold[0]:
+            result = rule.fold[1](g, *[values[k] for k in at], *further)
+        else:
+            use = formula if recording or fast is None else fast
+            result = use(g, *[values[k] for k in at], **settings)
         if result is None:
             out.append((None, False))
             continue
-        result, _ = _fit(result, like, False)
-        own = id(result.storage) not in held and result.alias is None
-        held.add(id(result.storage))
+        if result.layout is not like:
+            result, _ = _fit(result, like, False)
+        own = result.alias is None and result.storage not in held
+        held.append(result.storage)
         out.append((result, own))
     return out

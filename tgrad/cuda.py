@@ -1,6 +1,7 @@
 """`torch.cuda`'s questions about the compute device."""
 
 from tgrad.device import is_available, memory_stats, synchronize
+from tgrad.graphed import graphed
 
 
 def device_count() -> int:
@@ -8,4 +9,4 @@ def device_count() -> int:
     return int(is_available())
 
 
-__all__ = ["device_count", "is_available", "memory_stats", "synchronize"]
+__all__ = ["device_count", "graphed", "is_available", "memory_stats", "synchronize"]

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tgrad import graph
 from tgrad.device import compute
+from tgrad.eager import install_dispatch
 from tgrad.modes import current
 from tgrad.tensor import DEFAULT, INFERENCE, NO_GRAD, Alias, Tensor, empty, make
+from tgrad.tracing import TRACE
 
 if TYPE_CHECKING:
-    from tgrad.op import Op, Plan
+    from tgrad.op import Op
+    from tgrad.rules import Plan
 
 # The most plans of one op: each new shape adds one.
 MAX_PLANS = 4096
@@ -166,7 +169,7 @@ def brought_near(args: Sequence[Any]) -> Sequence[Any]:
     """`args` with 0-dim CPU tensors copied to the compute device, where the other tensors are; else `args` itself."""
     tensors = [a for a in args if isinstance(a, Tensor)]
     astray = [a for a in tensors if a.layout.device is not compute]
-    if not astray or len(astray) == len(tensors) or any(a.layout.shape for a in astray):
+    if not astray or len(astray) == len(tensors) or any(a.layout.shape or a.layout.device is TRACE for a in astray):
         return args
     from tgrad.ops.transfer import convert
 
@@ -217,3 +220,6 @@ def view(op: Op, x: Tensor, settings: tuple) -> Tensor:
     if mode.record:
         record(plan, (x,), (out,))
     return out
+
+
+dispatch = install_dispatch(dispatch, globals())

@@ -26,10 +26,12 @@ class dtype:
 
     @property
     def is_floating_point(self) -> bool:
+        """Whether it is float16, bfloat16, float32 or float64."""
         return self.category == FLOAT
 
     @property
     def is_complex(self) -> bool:
+        """False: there are no complex dtypes."""
         return False
 
     def __repr__(self) -> str:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import contextvars
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
-from tgrad import modes
-from tgrad.accumulate import finish
-from tgrad.aliasing import refresh
+from tgrad import graph, modes
+from tgrad.accumulate import accumulating, finish
 from tgrad.backward import Gradient, gradients
-from tgrad.graph import AccumulateGrad, GradientEdge, Node, reachable
+from tgrad.folding import fold
+from tgrad.graph import Node, reachable
 from tgrad.hooks import run_posthooks, run_prehooks, run_tensor_hooks
 from tgrad.inplace import write
 from tgrad.ops import pointwise as p
+from tgrad.rules import FormulaRule
 from tgrad.tensor import Tensor
-
-_warned_create_graph = False
 
 # The most walks within walks that share one stack.
 MAX_DEPTH = 30
@@ -107,13 +105,15 @@ class Walk:
             self._survey([t for t, _ in roots])
             for t, g in roots:
                 self._send(t.node or t, g, False)
-            for entry in list(self.leaves.values()):
-                self._finish_leaf(entry)
+            for t, _ in roots:
+                if t.node is None:
+                    self._finish_leaf(self.leaves[id(t)])
             while self.heap:
                 self._visit(heappop(self.heap))
-            for entry in self.leaves.values():  # those with a consumer that no gradient reached
-                entry[3] = 0
-                self._finish_leaf(entry)
+            for entry in self.leaves.values():
+                if entry[1] is not None:  # it has a consumer that no gradient reached
+                    entry[3] = 0
+                    self._finish_leaf(entry)
         finally:
             _walks.running.pop()
             modes.set_mode(before)
@@ -125,12 +125,22 @@ class Walk:
     def _survey(self, roots: Sequence[Tensor]) -> None:
         """Count each leaf's consumers, and find the nodes that must run."""
         seen = reachable(roots)
-        if self.capture is not None:
-            self.needed = set()
-            for key in sorted(seen, reverse=True):  # oldest first: keys fall with age
-                if id(seen[key]) in self.capture or self._leads_on(seen[key]):
-                    self.needed.add(key)
-        self.reached = set(seen) if self.needed is None else self.needed
+        if self.capture is None:
+            self.reached = set(seen)
+            leaves = self.leaves
+            for node in seen.values():
+                for e in node.edges:
+                    if e.__class__ is not Node and not isinstance(e, Node):
+                        entry = leaves.get(id(e))
+                        if entry is None:
+                            leaves[id(e)] = [e, None, False, 1]
+                        else:
+                            entry[3] += 1
+            return
+        self.needed = self.reached = set()
+        for key in sorted(seen, reverse=True):  # oldest first: keys fall with age
+            if id(seen[key]) in self.capture or self._leads_on(seen[key]):
+                self.needed.add(key)
         for key, node in seen.items():
             if key in self.reached:
                 for e in node.edges:
@@ -185,19 +195,35 @@ class Walk:
             self.captured[id(node)] = g
         if not self._leads_on(node):
             return
-        results = self._run_node(node, g) if watch is None else watch(self._run_node, node, g)
+        edges: Sequence[Any] = node.edges
+        rule: Any = node.rule
+        folds = rule.__class__ is FormulaRule and rule.fold is not None and watch is None
+        found = fold(self, node, g) if folds else None
+        if found is not None:
+            edges, results = found
+        else:
+            results = self._run_node(node, g) if watch is None else watch(self._run_node, node, g)
         del g
         if not self.retain and node.saved:
+            if node.lent is not None:
+                graph.settle_lent(node)
             node.saved = None
         if modes.current() is not self.mode:
             modes.set_mode(self.mode)
-        for edge, (gradient, own) in zip(node.edges, results, strict=True):
-            is_node = isinstance(edge, Node)
-            if gradient is not None or is_node:
+        pending, plain = self.pending, self.needed is None
+        for edge, (gradient, own) in zip(edges, results, strict=True):
+            if edge.__class__ is Node and plain and edge.key not in pending:  # as in _send, without the call
+                heappush(self.heap, edge.key)
+                pending[edge.key] = [edge, gradient, own]
+                continue
+            if isinstance(edge, Node):
                 self._send(edge, gradient, own)
-            if not is_node:
-                entry = self.leaves[id(edge)]
-                entry[3] -= 1
+                continue
+            entry = self.leaves[id(edge)]
+            if gradient is not None:
+                entry[1], entry[2] = (gradient, own) if entry[1] is None else self._sum(entry[1], entry[2], gradient)
+            entry[3] -= 1
+            if not entry[3]:
                 self._finish_leaf(entry)
 
     def _run_node(self, node: Node, g: Any) -> list[Gradient]:
@@ -220,6 +246,11 @@ class Walk:
         if waiting or g is None:
             return
         entry[1] = None
+        if own and leaf.hooks is None and self.capture is None and not self.create and g.layout is leaf.layout:
+            with accumulating:  # as in `accumulate`, of a first gradient
+                if leaf._grad is None and leaf._requires_grad and leaf.node is None:
+                    leaf._grad = g
+                    return
         if modes.current() is not self.mode:
             modes.set_mode(self.mode)
         if not leaf._requires_grad:  # switched off since the forward
@@ -239,167 +270,3 @@ def _gradients(node: Node, g: Any) -> list[Gradient]:
     if g is None and not getattr(node.rule, "takes_none", False):
         return [(None, False)] * len(node.edges)
     return gradients(node, g)
-
-
-# --- what users call -------------------------------------------------------------------------------------------------
-Tensors = Tensor | Sequence[Tensor]
-
-
-def backward(
-    tensors: Tensors,
-    grad_tensors: Tensor | Sequence[Tensor | None] | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Tensors | None = None,
-) -> None:
-    """Accumulate the gradients of `tensors` into the leaves' `.grad` (or into those of `inputs` alone).
-
-    Args:
-        tensors: roots.
-        grad_tensors: the gradient of each root, of its shape; None for roots of one element means 1.
-        retain_graph: keep what nodes saved; by default, if `create_graph`.
-        create_graph: record the backward pass, so that gradients can be differentiated.
-        inputs: accumulate into these only, and run only what leads to them.
-
-    Raises:
-        RuntimeError: PyTorch's errors, such as a root without a graph, a gradient of another shape, a freed graph.
-    """
-    roots = _tuple(tensors)
-    given = (None,) * len(roots) if grad_tensors is None else _tuple(grad_tensors)
-    if len(given) < len(roots):
-        raise RuntimeError(f"got {len(roots)} tensors and {len(given)} gradients")
-    targets = None if inputs is None else _tuple(inputs)
-    if targets == ():
-        raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
-    pairs = _seed(roots, given)
-    retain = create_graph if retain_graph is None else retain_graph
-    if create_graph:
-        _warn_create_graph()
-    if targets is None:
-        Walk(retain, create_graph, None, accumulate=True).run(pairs)
-        return
-    for t in targets:
-        t.retain_grad()
-    Walk(retain, create_graph, {id(t.node or t) for t in targets}, accumulate=True).run(pairs)
-
-
-def grad(
-    outputs: Tensors,
-    inputs: Any,
-    grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    only_inputs: bool = True,
-    allow_unused: bool | None = None,
-    is_grads_batched: bool = False,
-    materialize_grads: bool = False,
-) -> Any:
-    """The gradients of `outputs` with respect to `inputs`, as a tuple; `.grad` is not touched.
-
-    Raises:
-        RuntimeError: PyTorch's errors; among them an input that the outputs do not depend on, unless `allow_unused`.
-    """
-    if isinstance(inputs, dict):
-        names = list(inputs)
-        found = grad(
-            outputs, [inputs[n] for n in names], grad_outputs, retain_graph, create_graph, only_inputs, allow_unused,
-            is_grads_batched, materialize_grads,
-        )  # fmt: skip
-        return dict(zip(names, found, strict=True))
-    if is_grads_batched:
-        raise NotImplementedError(
-            "autograd.grad: is_grads_batched needs vmap, which tgrad does not have: loop over the batch"
-        )
-    if materialize_grads and allow_unused is False:
-        raise ValueError(
-            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
-        )
-    roots, targets = _tuple(outputs), _several(inputs)
-    given = (None,) * len(roots) if grad_outputs is None else _tuple(grad_outputs)
-    if not targets:
-        raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
-    if len(given) < len(roots):
-        raise RuntimeError(f"got {len(roots)} tensors and {len(given)} gradients")
-    pairs = _seed(roots, given)
-    for t in _tuple(targets):
-        if isinstance(t, Tensor) and not t._requires_grad:
-            raise RuntimeError("One of the differentiated Tensors does not require grad")
-    places = [id(_place(t)) for t in targets]
-    retain = create_graph if retain_graph is None else retain_graph
-    walk = Walk(retain, create_graph, set(places), accumulate=False)
-    walk.run(pairs)
-    results: list[Tensor | None] = []
-    for i, t in enumerate(targets):
-        g = walk.captured.get(places[i])
-        if isinstance(g, list):  # of a node with several results, named by a GradientEdge
-            g = g[t.output_nr]
-        if g is None and materialize_grads:
-            from tgrad.ops.creation import zeros_like
-
-            g = zeros_like(t)
-        if g is None and not allow_unused:
-            raise RuntimeError(
-                f"The differentiated Tensor at index {i} appears to not have been used in the graph. Set "
-                "allow_unused=True if this is the desired behavior."
-            )
-        results.append(g)
-    return tuple(results)
-
-
-def _place(target: Tensor | GradientEdge) -> Any:
-    """Where in the graph the gradient of `target` is met: a node, or a leaf."""
-    if isinstance(target, Tensor):
-        return target.node or target
-    return target.node.variable if isinstance(target.node, AccumulateGrad) else target.node
-
-
-def _several(tensors: Any) -> tuple:
-    return (tensors,) if isinstance(tensors, (Tensor, GradientEdge)) else tuple(tensors)
-
-
-def _tuple(tensors: Any) -> tuple:
-    """One tensor or several, as a tuple; the histories of views are brought up to date."""
-    several = _several(tensors)
-    for t in several:
-        if isinstance(t, Tensor) and t.alias is not None:
-            refresh(t)
-    return several
-
-
-def _seed(roots: tuple[Tensor, ...], given: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
-    from tgrad.ops.creation import ones_like
-
-    pairs = []
-    for i, (t, g) in enumerate(zip(roots, given, strict=False)):
-        if not t._requires_grad:
-            raise RuntimeError(f"element {i} of tensors does not require grad and does not have a grad_fn")
-        if g is None:
-            if t.numel() != 1:
-                raise RuntimeError("grad can be implicitly created only for scalar outputs")
-            with modes.no_grad():
-                g = ones_like(t)
-        elif not isinstance(g, Tensor):
-            raise TypeError(f"gradients can be either Tensors or None, but got {type(g).__name__}")
-        elif g.layout.shape != t.layout.shape:
-            raise RuntimeError(
-                f"Mismatch in shape: grad_output[{i}] has a shape of {g.shape} and output[{i}] has a shape of "
-                f"{t.shape}."
-            )
-        if g.layout.dtype is not t.layout.dtype:
-            g = p.cast(t.layout.dtype)(g)
-        pairs.append((t, g))
-    return pairs
-
-
-def _warn_create_graph() -> None:
-    global _warned_create_graph
-    if not _warned_create_graph:
-        _warned_create_graph = True
-        warnings.warn(
-            "Using backward() with create_graph=True will create a reference cycle between the parameter and its "
-            "gradient which can cause a memory leak. We recommend using autograd.grad when creating the graph to "
-            "avoid this. If you have to use this function, make sure to reset the .grad fields of your parameters "
-            "to None after use to break the cycle and avoid the leak.",
-            UserWarning,
-            stacklevel=3,
-        )

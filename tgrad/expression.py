@@ -114,14 +114,19 @@ class Expression:
         """Whether its one result is its input `i`, unchanged."""
         return self.results == (("input", i),)
 
-    def derivative(self, wanted: int) -> Expression | None:
+    def derivative(self, wanted: int, with_out: bool = False) -> Expression | None:
         """g times the derivative of the one result by input `wanted`, over (g, *inputs); None if it is zero.
 
         Reverse accumulation over the steps, each by its row's own formula.
+
+        Args:
+            with_out: take the result, which is a step, as one more input in place of computing it.
         """
-        trace = Trace(1 + self.n_inputs)
+        trace = Trace(1 + self.n_inputs + with_out)
         g, inputs = trace.inputs[0], trace.inputs[1:]
         done = self.replay(trace, inputs)
+        if with_out:
+            done[self.results[0][1]] = inputs[-1]
         depends: set[Ref] = {("input", wanted)}
         for i, (_, args) in enumerate(self.steps):
             if any(a in depends for a in args):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tgrad import graph, modes
+from tgrad import graph, modes, once
 from tgrad.aliasing import rebase, refresh, wants_grad
 from tgrad.backward import Gradient
 from tgrad.engine import Part
@@ -95,7 +95,7 @@ class _Pick(Node):
 
 class _PickRule:
     op: Any = types.SimpleNamespace(inputs=("x",), grad_name="Pick", node_name="Pick")
-    wanted, saves, numbers, n_results = (0,), (), (), 1
+    wanted, saves, numbers, source, n_results = (0,), (), (), None, 1
 
     def run(self, node: Any, g: Tensor) -> list:
         return [(Part(node.index, g), False)]
@@ -122,8 +122,8 @@ class _Result(Saved):
     index: int
     key: int
 
-    def unpack(self, node: Node) -> Tensor:
-        t = super().unpack(node)
+    def value(self, node: Node) -> Tensor:
+        t = super().value(node)
         t.node = _pick(node, self.index, self.layout, self.key)
         return t
 
@@ -131,7 +131,7 @@ class _Result(Saved):
 class FunctionRule:
     """How a custom Function's node goes backward."""
 
-    numbers, saves, takes_none = (), (), True
+    numbers, saves, source, takes_none = (), (), None, True
 
     def __init__(self, function: type[Function], n_inputs: int, wanted: tuple[int, ...]) -> None:
         name = f"{function.__name__}Backward"
@@ -194,10 +194,12 @@ def _expands(shape: Sequence[int], to: Sequence[int]) -> bool:
 
 
 def _missing_forward(*args: Any, **kwargs: Any) -> Any:
+    """What a subclass defines: forward(ctx, *args), or forward(*args) beside `setup_context`."""
     raise NotImplementedError("You must implement the forward function for custom autograd.Function.")
 
 
 def _missing_backward(ctx: Any, *grads: Any) -> Any:
+    """What a subclass defines, under either name: a gradient for each argument of forward, from one per output."""
     raise NotImplementedError(
         "You must implement either the backward or vjp method for your custom autograd.Function to use it with "
         "backward mode AD."
@@ -210,6 +212,9 @@ class Function:
     Either `forward(ctx, *args)`, or `forward(*args)` with `setup_context(ctx, inputs, output)`. `backward(ctx, *grads)`
     gets a gradient per output and returns one per argument of forward (None for those that are no tensors). forward
     runs with grad off; backward too, except under `create_graph`, where what it does is recorded.
+
+    Raises:
+        RuntimeError: it is instantiated or called, rather than applied.
     """
 
     forward: Callable[..., Any] = staticmethod(_missing_forward)
@@ -238,6 +243,7 @@ class Function:
         for a in args:
             if isinstance(a, Tensor) and a.alias is not None:
                 refresh(a)
+        once.happened()
         ctx = FunctionCtx()
         ctx.saved = ()  # until forward is done
         ctx.needs_input_grad = tuple(isinstance(a, Tensor) and wants_grad(a) for a in args)
@@ -284,7 +290,7 @@ def _finish(cls: type[Function], ctx: FunctionCtx, args: tuple, outputs: tuple, 
     for t in ctx._dirty:
         if recording and t._requires_grad and t.node is None and t.alias is None:
             raise RuntimeError("a leaf Variable that requires grad has been used in an in-place operation.")
-        graph.count_write(t.version, f"{cls.__name__}.apply")
+        graph.written(t, f"{cls.__name__}.apply")
     results = [_as_view(o) if isinstance(o, Tensor) and id(o) in inputs and id(o) not in dirty else o for o in outputs]
     if not recording:
         return results

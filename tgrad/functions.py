@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tgrad import activations, arithmetic, dtypes
+from tgrad import activations, arithmetic, docstrings, dtypes
 from tgrad.arguments import Number, binary, operand, unary
 from tgrad.ops import extremes, library, matmul, pointwise as p, products, reduce, scan, statistics, truth, views
 from tgrad.ops.softmax import log_softmax, softmax
@@ -23,21 +23,25 @@ def scaled(row: p.Pointwise, input: Any, other: Any, alpha: Number) -> tuple:
     return input, other if alpha == 1 else other * alpha
 
 
+@docstrings.described(p.add)
 def add(input: Tensor, other: Any, *, alpha: Number = 1) -> Tensor:
     """input + alpha * other."""
     return p.add(*scaled(p.add, input, other, alpha))
 
 
+@docstrings.described(p.sub)
 def sub(input: Tensor, other: Any, *, alpha: Number = 1) -> Tensor:
     """input - alpha * other."""
     return p.sub(*scaled(p.sub, input, other, alpha))
 
 
+@docstrings.described(p.mul)
 def mul(input: Tensor, other: Any) -> Tensor:
     """input * other."""
     return p.mul(input, operand("mul", other))
 
 
+@docstrings.described(p.pow)
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent.
 
@@ -47,8 +51,13 @@ def pow(input: Any, exponent: Any) -> Tensor:
     return power(operand("pow", input), operand("pow", exponent))
 
 
+@docstrings.described(p.clamp)
 def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """input limited to [min, max]; either may be None, a number or a tensor."""
+    """input limited to [min, max]; either may be None, a number or a tensor.
+
+    Raises:
+        RuntimeError: both are None.
+    """
     if min is None and max is None:
         raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None")
     if min is None:
@@ -58,16 +67,19 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return p.clamp(input, operand("clamp", min), operand("clamp", max))
 
 
+@docstrings.described(p.clamp_min)
 def clamp_min(input: Tensor, min: Any) -> Tensor:
     """input where it is greater than `min`, else `min`, a number or a tensor."""
     return clamp(input, min=min)
 
 
+@docstrings.described(p.clamp_max)
 def clamp_max(input: Tensor, max: Any) -> Tensor:
     """input where it is less than `max`, else `max`, a number or a tensor."""
     return clamp(input, max=max)
 
 
+@docstrings.described(p.where)
 def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     """input where condition, else other. Of a condition alone: the coordinates of what is not zero, as `nonzero`.
 
@@ -128,4 +140,4 @@ FUNCTIONS |= {f.__name__: f for f in (scan.cumsum, scan.cumprod, scan.prod, stat
 FUNCTIONS |= {f.__name__: f for f in (statistics.var, statistics.std, statistics.var_mean, statistics.std_mean)}
 FUNCTIONS |= products.FUNCTIONS
 FUNCTIONS |= library.BOTH
-NO_METHODS = ("einsum", "celu", "selu", "threshold")
+NO_METHODS = ("where", "einsum", "celu", "selu", "threshold")

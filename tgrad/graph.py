@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import itertools
+import os
 import types
 import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tgrad import modes
-from tgrad.hooks import RemovableHandle, leaf_hooks
+from tgrad.edges import accumulator
+from tgrad.hooks import RemovableHandle
 from tgrad.layout import Layout
 from tgrad.storage import Allocation
 from tgrad.tensor import Tensor, Version, make
 
 if TYPE_CHECKING:
-    from tgrad.op import Rule
+    from tgrad.rules import Rule
 
 PackHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
 # The (pack, unpack) hooks in force in this thread, innermost last.
 pack_hooks: ContextVar[tuple[PackHooks, ...]] = ContextVar("tgrad_pack_hooks", default=())
+
+# What may be recomputed instead of kept: "keep" (nothing), "lean" or "leanest".
+policy: ContextVar[str] = ContextVar("tgrad_activation_memory", default="lean")
+
+# How tensors are kept: None for `lean`, `Saved` for the policy "keep", `_pack` inside pack hooks.
+saver: ContextVar[Callable[..., Saved] | None] = ContextVar("tgrad_saver", default=None)
+
+# Set by recompute.py, which stands above this module: keeping a tensor as a recipe where there is one, whether
+# a node's operands are as their makers left them, what comes before each write, and before what recipes read is freed.
+lean: Any = None  # (tensor, name, own, node) -> Saved
+intact: Any = None  # (operands, node) -> bool
+about_to_write: Any = None  # (storage) -> None
+settle_lent: Any = None  # (node) -> None
+
+# Set by signs.py: looks, as a node is recorded, at the relus before it; before a tensor is saved.
+decide: Any = None  # (node, operands) -> bool
+restore: Any = None  # (tensor) -> None
+
+# Bytes. Of less, a recipe would cost more time than the memory is worth.
+SMALLEST_RECIPE = int(os.environ.get("TGRAD_SMALLEST_RECIPE", "4096"))
 
 # Whether anomaly mode is on.
 anomaly = False
@@ -98,7 +120,12 @@ class Saved:
         Raises:
             RuntimeError: it was modified in place since it was saved.
         """
-        self.check(node)
+        if self.version.value != self.expected:
+            self.check(node)
+        return self.value(node)
+
+    def value(self, node: Node) -> Tensor:
+        """The tensor, with its history; it has been checked."""
         edge = node if self.edge is _ITSELF else self.edge
         if isinstance(edge, Tensor):
             if edge.ptr == self.ptr and edge.layout is self.layout:
@@ -137,8 +164,7 @@ class Packed(Saved):
         parts = self.packed if isinstance(self.packed, tuple) else (self.packed,)
         return next((part.storage for part in parts if isinstance(part, Tensor)), None)
 
-    def unpack(self, node: Node) -> Tensor:
-        self.check(node)
+    def value(self, node: Node) -> Tensor:
         value = self.unpack_hook(self.packed)
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -180,6 +206,10 @@ class Node:
         numbers: Python numbers among the inputs, which formulas may name.
         layout: of the result.
         key: falls with age, so that a min-heap gives the youngest node first.
+        intact: of a rule that is `edged` alone, whether the operands were as their makers made them.
+        recipe: a weak reference to the Recipe of its result, if there is one.
+        lent: weak references to the recipes that read what it saved.
+        undecided: whether what a relu at it or before it keeps is to be decided by who comes next.
         origin: set only while somebody listens.
         hooks: on the gradient that arrives, `register_hook` of its tensor.
         prehooks, posthooks: on the node itself.
@@ -188,7 +218,8 @@ class Node:
 
     __slots__ = (
         "rule", "edges", "saved", "numbers", "layout", "key", "origin", "hooks", "retains", "prehooks",
-        "posthooks", "metadata_", "__weakref__",
+        "posthooks", "metadata_", "intact", "recipe", "lent", "undecided",
+        "__weakref__",
     )  # fmt: skip
 
     rule: Rule
@@ -203,6 +234,10 @@ class Node:
     prehooks: dict[int, Callable] | None
     posthooks: dict[int, Callable] | None
     metadata_: dict | None
+    intact: bool
+    recipe: weakref.ref | None
+    lent: list[weakref.ref] | None
+    undecided: bool
 
     def name(self) -> str:
         """As PyTorch names it: `MulBackward0`."""
@@ -251,51 +286,10 @@ def reachable(roots: Sequence[Tensor]) -> dict[int, Node]:
         node = stack.pop()
         if node.key not in seen:
             seen[node.key] = node
-            stack += [e for e in node.edges if isinstance(e, Node) and e.key not in seen]
+            for e in node.edges:
+                if (e.__class__ is Node or isinstance(e, Node)) and e.key not in seen:
+                    stack.append(e)
     return seen
-
-
-class AccumulateGrad:
-    """The end of the graph at a leaf, as users see it. The engine's edge is the leaf itself."""
-
-    __slots__ = ("variable", "__weakref__")
-
-    next_functions = ()
-
-    def __init__(self, variable: Tensor) -> None:
-        self.variable = variable
-
-    def name(self) -> str:
-        return "torch::autograd::AccumulateGrad"
-
-    def register_prehook(self, hook: Callable) -> RemovableHandle:
-        """Call hook((grad,)) before the gradient is accumulated; it may return another."""
-        return RemovableHandle(hook, leaf_hooks(self.variable).before)
-
-    def register_hook(self, hook: Callable) -> RemovableHandle:
-        """Call hook((), (grad,)) after the gradient was accumulated."""
-        return RemovableHandle(hook, leaf_hooks(self.variable).after)
-
-    def __repr__(self) -> str:
-        return f"<AccumulateGrad object at {id(self):#x}>"
-
-
-class GradientEdge(NamedTuple):
-    """A place in the graph where a gradient arrives: a node (or accumulator), and which of its results."""
-
-    node: Any
-    output_nr: int
-
-
-_accumulators: weakref.WeakValueDictionary[int, AccumulateGrad] = weakref.WeakValueDictionary()
-
-
-def accumulator(leaf: Tensor) -> AccumulateGrad:
-    """The accumulator of a leaf: one object while anybody holds it."""
-    found = _accumulators.get(id(leaf))
-    if found is None:
-        found = _accumulators[id(leaf)] = AccumulateGrad(leaf)
-    return found
 
 
 # Told of each saved tensor, while somebody listens.
@@ -303,6 +297,27 @@ on_save: Callable[[Saved], None] | None = None
 
 # Finds the Origin of the op being recorded, or of a write in place, while somebody listens.
 find_origin: Callable[[], Origin] | None = None
+
+
+# Told of each tensor about to be written, while somebody listens.
+before_write: Callable[[Tensor], None] | None = None
+
+
+def announce_write(t: Tensor) -> None:
+    """Let those who need the old value of t take it; comes before every write in place."""
+    if before_write is not None:
+        before_write(t)
+    about_to_write(t.storage)
+
+
+def announce_writes(tensors: Sequence[Tensor]) -> None:
+    """`announce_write` of many."""
+    now = next_key()
+    for t in tensors:
+        memory = t.storage
+        if before_write is not None or getattr(memory, "readers", None):
+            announce_write(t)
+        memory.changed = now
 
 
 def count_write(version: Version | None, op: str) -> None:
@@ -313,13 +328,28 @@ def count_write(version: Version | None, op: str) -> None:
             version.written = (version.value, op, find_origin())
 
 
-def save(t: Tensor, name: str, own: bool) -> Saved:
-    """Keep t for backward, through the innermost pack hook if there is one."""
-    hooks = pack_hooks.get()
-    saved = Packed(t, name, own, hooks[-1]) if hooks else Saved(t, name, own)
+def written(t: Tensor, op: str) -> None:
+    """Count a write that is over already."""
+    t.storage.changed = next_key()
+    count_write(t.version, op)
+
+
+def save(t: Tensor, name: str, own: bool, node: Node | None = None) -> Saved:
+    """Keep t for backward: through the innermost pack hook if there is one, else by the policy in force."""
+    keep = saver.get()
+    saved = lean(t, name, own, node) if keep is None else keep(t, name, own)
     if on_save is not None:
         on_save(saved)
     return saved
+
+
+def choose_saver() -> None:
+    """Set how tensors are kept from here on, by the policy and the pack hooks in force."""
+    saver.set(_pack if pack_hooks.get() else Saved if policy.get() == "keep" else None)
+
+
+def _pack(t: Tensor, name: str, own: bool) -> Saved:
+    return Packed(t, name, own, pack_hooks.get()[-1])
 
 
 def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
@@ -329,12 +359,6 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
         RuntimeError: something to be saved is an inference tensor.
     """
     node = Node()
-    if rule.saves:
-        n = len(args)
-        keep = Saved if on_save is None and not pack_hooks.get() else save
-        node.saved = tuple([keep(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
-    else:
-        node.saved = ()
     if len(rule.wanted) == 1:
         only = args[rule.wanted[0]]
         node.edges = (only.node or only,)
@@ -345,7 +369,21 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
     node.layout = out.layout
     node.key = next_key()
     node.origin = None if find_origin is None else find_origin()
-    node.hooks = node.retains = node.prehooks = node.posthooks = node.metadata_ = None
+    node.hooks = node.retains = node.prehooks = node.posthooks = node.metadata_ = node.recipe = node.lent = None
+    if rule.edged:  # views look for themselves: they share their operand's memory
+        node.intact = intact(args, node)
+    if not rule.saves:
+        node.saved = ()
+    else:
+        n = len(args)
+        keep = saver.get()
+        if on_save is None and (keep is not None or not rule.large):
+            keep = keep or Saved
+            node.saved = tuple([keep(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
+        else:
+            node.saved = None
+            node.saved = tuple([save(args[i] if i < n else outs[i - n], name, i == n, node) for i, name in rule.saves])
+    node.undecided = rule.big and saver.get() is None and decide(node, args)
     out.node = node
     out._requires_grad = True
 
@@ -355,7 +393,8 @@ def fill(node: Node, layout: Layout) -> None:
     node.layout = layout
     node.key = next_key()
     node.origin = find_origin() if find_origin is not None else None
-    node.hooks = node.retains = node.prehooks = node.posthooks = node.metadata_ = None
+    node.hooks = node.retains = node.prehooks = node.posthooks = node.metadata_ = node.recipe = node.lent = None
+    node.undecided = False
 
 
 def through(leaf: Tensor, layout: Layout) -> Node:
@@ -370,7 +409,7 @@ class _Through:
     """The rule of `through`."""
 
     op: Any = types.SimpleNamespace(inputs=("x",), grad_name="Alias", node_name="AliasBackward0")
-    wanted, saves, numbers = (0,), (), ()
+    wanted, saves, numbers, source = (0,), (), (), None
 
     def run(self, node: Node, g: Tensor) -> list:
         return [(g, False)]

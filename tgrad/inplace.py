@@ -8,16 +8,12 @@ from typing import Any
 from tgrad import dispatch as path, dtypes, graph
 from tgrad.aliasing import rebase, record_over, refresh, refuse_tracked_write, wants_grad
 from tgrad.dtypes import can_cast
-from tgrad.expression import Expression
-from tgrad.kernels.launch import holders
 from tgrad.layout import broadcast_shapes, may_overlap_itself
 from tgrad.modes import Mode, current
-from tgrad.op import FormulaRule, Kernel, Op, Plan, Pointwise, Rule, check_devices, operand, pointwise_launch
+from tgrad.op import Kernel, Op, Pointwise, check_devices, operand, pointwise_launch
 from tgrad.ops import pointwise as p
+from tgrad.rules import FormulaRule, Plan, Rule
 from tgrad.tensor import Tensor, empty
-
-# Told of each tensor about to be written, while somebody listens.
-before_write: Callable[[Tensor], None] | None = None
 
 
 def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
@@ -42,8 +38,7 @@ def write(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Tensor:
         path.observer.begin(op.name + "_")
     args = [_apart(a, target) for a in args]
     rule = _rule(op, plan, args) if recording else None
-    if before_write is not None:
-        before_write(target)
+    graph.announce_write(target)
     before = args if rule is None else [_as_it_was(i, a, target, rule) for i, a in enumerate(args)]
     plan.launch(target.ptr, *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))  # type: ignore[misc]
     graph.count_write(target.version, f"{op.name}_")
@@ -173,7 +168,14 @@ def _build(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Plan:
     launch = pointwise_launch(name, lowered, (into,), [t.layout for t in tensors])
     kinds = [isinstance(a, Tensor) for a in args]
     layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
-    return Plan((into,), launch, lambda mask: op.rule(mask, kinds, layouts, into))
+    return Plan((into,), launch, lambda mask: _once(op.rule(mask, kinds, layouts, into)))
+
+
+def _once(rule: Rule | None) -> Rule | None:
+    """The rule, of a result that cannot be made again: what it was made from is overwritten."""
+    if rule is not None:
+        rule.source, rule.edged = None, False
+    return rule
 
 
 def overwrite(
@@ -214,8 +216,7 @@ def overwrite(
     rule = plan.rule(mask) if recording and mask else None
     if rule is not None and any(i and (target, *args)[i].version is None for i, _ in rule.saves):
         raise graph.unsaveable()
-    if before_write is not None:
-        before_write(target)
+    graph.announce_write(target)
     plan.launch(target.ptr, *[a.ptr for a in args])  # type: ignore[misc]
     graph.count_write(target.version, f"{op.name}_")
     if rule is not None and target.layout.dtype.is_floating_point:
@@ -225,42 +226,3 @@ def overwrite(
     if path.observer is not None:
         path.observer.end(op.name + "_")
     return target
-
-
-def update(name: str, function: Any, targets: Sequence[Tensor], args: Sequence[Any]) -> None:
-    """Set `targets` to `function(*args)`, a tuple of as many new values, in one kernel: an optimiser's step.
-
-    Nothing is recorded and no leaf refused; versions count the write.
-
-    Args:
-        function: takes a symbol for each of `args` (tensors of one shape, and numbers); its identity keys the plans.
-    """
-    for t in targets:
-        refuse(t, current(), recording=False)
-    key = (function, *[t.layout for t in targets], *[a.layout if isinstance(a, Tensor) else a.__class__ for a in args])
-    launch = _updates.get(key)
-    if launch is None:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        check_devices(name, [*targets, *tensors])
-        shape = targets[0].layout.shape
-        for t in (*targets, *tensors):
-            if t.layout.shape != shape:
-                raise RuntimeError(
-                    f"{name}: expected tensors of shape {tuple(shape)}, got one of {tuple(t.layout.shape)}"
-                )
-        lowered = Expression.of(function, len(args)).lower(tuple(map(operand, args)), [t.layout.dtype for t in targets])
-        launch = pointwise_launch(name, lowered, [t.layout for t in targets], [t.layout for t in tensors])
-        if len(_updates) >= path.MAX_PLANS:
-            _updates.clear()
-        _updates[key] = launch
-    if path.observer is not None:
-        path.observer.begin(name)
-    launch(*[t.ptr for t in targets], *[a.ptr for a in args if isinstance(a, Tensor)], *path.numbers(args))
-    for t in targets:
-        graph.count_write(t.version, name)
-    if path.observer is not None:
-        path.observer.end(name)
-
-
-_updates: dict[tuple, Any] = {}
-holders.append(_updates.clear)

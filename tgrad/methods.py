@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from tgrad import arithmetic, dtypes, engine, modes
-from tgrad.aliasing import refresh
+import numpy as np
+
+from tgrad import arithmetic, docstrings, dtypes, modes
 from tgrad.arguments import Number, named, operand
+from tgrad.autograd_methods import Autograd
 from tgrad.dtypes import dtype
+from tgrad.formats import formatted, memory_format, preserve_format
 from tgrad.functions import BINARY, FUNCTIONS, NO_METHODS, UNARY, scaled
-from tgrad.graph import Node
-from tgrad.hooks import RemovableHandle, leaf_hooks
 from tgrad.inplace import write
 from tgrad.operators import Arithmetic
 from tgrad.ops import advanced, creation, library, pointwise as p, reduce, views
 from tgrad.ops.transfer import convert, copy_into
 from tgrad.random import Generator
-from tgrad.tensor import INFERENCE, NO_GRAD, Tensor, Version, make
+from tgrad.tensor import Tensor, Version, make
 
 
 class Shape:
@@ -28,37 +28,102 @@ class Shape:
     __getitem__, __setitem__ = advanced.getitem, advanced.setitem
 
     def view_as(self, other: Tensor) -> Tensor:
+        """The tensor in other's shape. See `tgrad.Tensor.view`.
+
+        Shape: other's.
+        Dtype: the input's.
+        Raises:
+            RuntimeError: other has another number of elements, or only a copy could have its shape.
+        """
         return views.view(self, *other.shape)  # type: ignore[arg-type]
 
     def reshape_as(self, other: Tensor) -> Tensor:
+        """The tensor in other's shape. See `tgrad.reshape`.
+
+        Shape: other's.
+        Dtype: the input's.
+        Raises:
+            RuntimeError: other has another number of elements.
+        """
         return views.reshape(self, *other.shape)  # type: ignore[arg-type]
 
     def expand_as(self, other: Tensor) -> Tensor:
+        """The tensor expanded to other's shape. See `tgrad.Tensor.expand`.
+
+        Shape: other's.
+        Dtype: the input's.
+        Raises:
+            RuntimeError: another size than 1 would have to change.
+        """
         return reduce.expand(self, *other.shape)  # type: ignore[arg-type]
+
+    def where(self, condition: Tensor, other: Any) -> Tensor:
+        """This tensor where condition, else `other`: see `tgrad.where`.
+
+        Shape: the three broadcast.
+        Dtype: the common dtype of this tensor and `other`; the condition is bool.
+        Raises:
+            RuntimeError: the condition is not bool; the shapes do not broadcast.
+        """
+        return FUNCTIONS["where"](condition, self, other)
 
     @property
     def T(self) -> Tensor:
+        """The dimensions in reverse order. A view.
+
+        Shape: the sizes in reverse.
+        Dtype: the input's.
+        Raises: nothing.
+        """
         return views.permute(self, *reversed(range(self.ndim)))  # type: ignore[attr-defined, arg-type]
 
     @property
     def mT(self) -> Tensor:
+        """The last two dimensions swapped. A view.
+
+        Shape: (..., M, N) gives (..., N, M).
+        Dtype: the input's.
+        Raises:
+            IndexError: fewer than two dimensions.
+        """
         return views.transpose(self, -2, -1)  # type: ignore[arg-type]
 
-    def clone(self) -> Tensor:
-        """A copy, through which gradients flow."""
-        return p.clone(self)
+    def clone(self, *, memory_format: memory_format = preserve_format) -> Tensor:
+        """A copy, through which gradients flow.
+
+        Shape: any; the result has the input's.
+        Dtype: the input's.
+        Raises: nothing.
+        """
+        return p.clone(self) if memory_format is preserve_format else formatted(p.clone(self), memory_format)
 
     def detach(self) -> Tensor:
-        """The same memory without history; writes to either are seen, and counted, by both."""
+        """The same memory without history; writes to either are seen, and counted, by both.
+
+        Shape: any; the result has the input's.
+        Dtype: the input's.
+        Raises: nothing.
+        """
         return _alias(self, self.version)  # type: ignore[attr-defined]
 
     @property
     def data(self) -> Tensor:
-        """The same memory without history, with a write counter of its own: writes through it go unnoticed."""
+        """The same memory without history, with a write counter of its own: writes through it go unnoticed.
+
+        Shape: any; the result has the input's.
+        Dtype: the input's.
+        Raises: nothing.
+        """
         return _alias(self, None if self.version is None else Version.zero())  # type: ignore[attr-defined]
 
     def detach_(self) -> Tensor:
-        """Forget the history of this tensor object."""
+        """Forget the history of this tensor object.
+
+        Shape: any; kept.
+        Dtype: any; kept.
+        Raises:
+            RuntimeError: the tensor is a view.
+        """
         t: Any = self
         if t.alias is not None:
             raise RuntimeError("Can't detach views in-place. Use detach() instead. ")
@@ -84,6 +149,22 @@ class Pickle:
         return _rebuild, (type(t), t._array().copy(order="C"), t.dtype, t.device, t.requires_grad)
 
 
+class Numpy:
+    """What numpy's functions and operators do with tensors among their arguments."""
+
+    __array_priority__ = 1000  # np.float64(2) * x is left to x
+
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        """What numpy's functions make of a tensor is a tensor, on the device that computes; bools become uint8.
+
+        Shape: any.
+        Dtype: the array's.
+        Raises:
+            TypeError: a dtype that tgrad lacks.
+        """
+        return creation.tensor(array.astype(np.uint8) if array.dtype == np.bool_ else array)
+
+
 def _alias(t: Any, version: Any) -> Tensor:
     return make(t.layout, t.storage, t.ptr, version)
 
@@ -91,11 +172,15 @@ def _alias(t: Any, version: Any) -> Tensor:
 class Convert:
     """dtypes and devices."""
 
-    def to(self, *args: Any, dtype: dtype | None = None, device: Any = None, copy: bool = False, **_: Any) -> Tensor:
+    def to(self, *args: Any, dtype: dtype | None = None, device: Any = None, copy: bool = False,
+           memory_format: memory_format = preserve_format, **_: Any) -> Tensor:  # fmt: skip
         """Convert to a dtype, a device, or both (or to those of another tensor); self if nothing changes.
 
+        Shape: any; the result has the input's.
+        Dtype: the one asked for, else the tensor's.
         Raises:
-            RuntimeError: there is no such device.
+            RuntimeError: there is no such device; on a CUDA machine, a CPU tensor that requires grad would change its
+                dtype.
         """
         for a in args:
             if isinstance(a, dtypes.dtype):
@@ -106,23 +191,54 @@ class Convert:
                 copy = copy or a
             elif a is not None:
                 device = a
-        return convert(self, dtype, device, copy)  # type: ignore[arg-type]
+        converted = convert(self, dtype, device, copy)  # type: ignore[arg-type]
+        return self if converted is self else formatted(converted, memory_format)  # type: ignore[return-value]
 
     def cpu(self) -> Tensor:
+        """The tensor on the CPU; itself if it is there.
+
+        Shape: any; the result has the input's.
+        Dtype: the input's.
+        Raises: nothing.
+        """
         return convert(self, where="cpu")  # type: ignore[arg-type]
 
     def cuda(self, device: Any = None) -> Tensor:
+        """The tensor on the CUDA device; itself if it is there.
+
+        Shape: any; the result has the input's.
+        Dtype: the input's.
+        Raises:
+            RuntimeError: there is no such device.
+        """
         return convert(self, where="cuda" if device is None else device)  # type: ignore[arg-type]
 
     def type_as(self, other: Tensor) -> Tensor:
+        """The tensor in other's dtype, on its device. See `tgrad.Tensor.to`.
+
+        Shape: any; the result has the input's.
+        Dtype: other's.
+        Raises:
+            RuntimeError: on a CUDA machine, a CPU tensor that requires grad would change its dtype.
+        """
         return convert(self, other.dtype, other.device)  # type: ignore[arg-type]
 
 
-def _cast_method(kind: dtype) -> Callable[[Tensor], Tensor]:
-    def method(self: Tensor) -> Tensor:
-        return convert(self, kind)
+_ROUNDS = (" What is not zero is True.", " Floats are rounded toward zero.", "")  # to bool, integers, floats
 
-    return named(method, kind.name)
+
+def _cast_method(kind: dtype) -> Callable[..., Tensor]:
+    def method(self: Tensor, memory_format: memory_format = preserve_format) -> Tensor:
+        converted = convert(self, kind)
+        return self if converted is self else formatted(converted, memory_format)
+
+    doc = f"""The values in {kind.name}; self if they are already.
+
+    Shape: any; the result has the input's.
+    Dtype: {kind.name}.{_ROUNDS[kind.category]}
+    Raises: nothing.
+    """
+    return named(method, kind.name, doc)
 
 
 CASTS = {"float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16, "bfloat16": dtypes.bfloat16,
@@ -134,13 +250,35 @@ class InPlace:
     """Methods that write into the tensor."""
 
     def copy_(self, source: Tensor) -> Tensor:
-        """Write the values of `source`, broadcast and converted."""
+        """Write the values of `source`, broadcast and converted.
+
+        Shape: kept; source broadcasts to it.
+        Dtype: kept; source is converted.
+        Raises:
+            RuntimeError: source does not broadcast; the write is refused.
+            TypeError: source is neither a Tensor nor a number.
+        """
         return copy_into(self, source)  # type: ignore[arg-type]
 
     def fill_(self, value: Number) -> Tensor:
+        """Write one value everywhere.
+
+        Shape: any; kept.
+        Dtype: kept; the number is converted.
+        Raises:
+            TypeError: value is neither a Tensor nor a number.
+            RuntimeError: the write is refused.
+        """
         return write(p.copy, self, (operand("fill_", value),))  # type: ignore[arg-type]
 
     def zero_(self) -> Tensor:
+        """Write zeros.
+
+        Shape: any; kept.
+        Dtype: any; kept.
+        Raises:
+            RuntimeError: the write is refused.
+        """
         return write(p.copy, self, (0,))  # type: ignore[arg-type]
 
     def add_(self, other: Any, *, alpha: Number = 1) -> Tensor:
@@ -163,9 +301,23 @@ class InPlace:
         return self.clamp_(max=max)
 
     def uniform_(self, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+        """Draw uniform numbers in [low, high).
+
+        Shape: any; kept.
+        Dtype: floating; kept.
+        Raises:
+            RuntimeError: the dtype is not floating; the write is refused.
+        """
         return _draw(self, "uniform", low, high - low, generator)  # type: ignore[arg-type]
 
     def normal_(self, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+        """Draw normal numbers.
+
+        Shape: any; kept.
+        Dtype: floating; kept.
+        Raises:
+            RuntimeError: the dtype is not floating; the write is refused.
+        """
         return _draw(self, "normal", mean, std, generator)  # type: ignore[arg-type]
 
 
@@ -176,104 +328,18 @@ def _draw(t: Tensor, kind: str, a: float, b: float, generator: Generator | None)
 
 
 def _inplace_unary(row: p.Pointwise) -> Callable[[Tensor], Tensor]:
-    return named(lambda self: write(row, self, (self,)), row.name + "_")
+    doc = docstrings.in_place(docstrings.of_row(row))
+    return named(lambda self: write(row, self, (self,)), row.name + "_", doc)
 
 
 def _inplace_binary(row: p.Pointwise) -> Callable[[Tensor, Any], Tensor]:
-    return named(lambda self, other: write(row, self, (self, operand(row.name, other))), row.name + "_")
-
-
-# --- autograd --------------------------------------------------------------------------------------------------------
-class Autograd:
-    """What the graph knows of a tensor; backward, hooks and retained gradients."""
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether gradients flow to it. A view of a tensor that requires grad does, unless it was made without grad."""
-        t: Any = self
-        alias = t.alias
-        return t._requires_grad or (
-            alias is not None and alias.creation not in (NO_GRAD, INFERENCE) and alias.base._requires_grad
-        )
-
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
-        self.requires_grad_(value)  # type: ignore[attr-defined]
-
-    @property
-    def grad_fn(self) -> Node | None:
-        """The node that made it; None for a leaf.
-
-        Raises:
-            RuntimeError: it is a view made without grad, or one of several, and its base has been written since.
-        """
-        t: Any = self
-        if t.alias is not None:
-            refresh(t)
-        return None if t.node is None else t.node.target()[0]
-
-    @property
-    def is_leaf(self) -> bool:
-        return self.grad_fn is None
-
-    def backward(self, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False,
-                 inputs: Tensor | Sequence[Tensor] | None = None) -> None:  # fmt: skip
-        """Accumulate the gradient of this tensor into the leaves. See `tgrad.autograd.backward`."""
-        engine.backward(self, None if gradient is None else [gradient], retain_graph, create_graph, inputs)  # type: ignore[arg-type]
-
-    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-        """Call hook(grad) with the total gradient of each backward; what it returns (if not None) goes on instead.
-
-        Raises:
-            RuntimeError: the tensor does not require grad.
-        """
-        t: Any = self
-        if t.alias is not None:
-            refresh(t)
-        if not t._requires_grad:
-            raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
-        if t.node is None:
-            return RemovableHandle(hook, leaf_hooks(t).tensor)
-        if t.node.hooks is None:
-            t.node.hooks = {}
-        return RemovableHandle(hook, t.node.hooks)
-
-    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
-        """Call hook(leaf) after each backward that changed `.grad`.
-
-        Raises:
-            RuntimeError: the tensor does not require grad, or is no leaf.
-        """
-        t: Any = self
-        if not t._requires_grad:
-            raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
-        if t.node is not None:
-            raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
-        return RemovableHandle(hook, leaf_hooks(t).accumulated)
-
-    def retain_grad(self) -> None:
-        """Keep the gradient of this non-leaf in `.grad`."""
-        t: Any = self
-        if t.alias is not None:
-            refresh(t)
-        if not t._requires_grad:
-            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-        if t.node is None or t.node.retains is not None:
-            return
-        reference = weakref.ref(t)
-
-        def keep(g: Tensor) -> None:
-            alive = reference()
-            if alive is not None:
-                alive._grad = p.clone(g) if alive._grad is None else p.add(alive._grad, g)
-
-        node: Node = t.node
-        node.retains = keep
+    doc = docstrings.in_place(docstrings.of_row(row))
+    return named(lambda self, other: write(row, self, (self, operand(row.name, other))), row.name + "_", doc)
 
 
 INPLACE_ALIASES = {"divide": "div", "true_divide": "div", "multiply": "mul", "subtract": "sub", "negative": "neg",
                    "absolute": "abs", "clip": "clamp", "fix": "trunc", "arctan2": "atan2"}  # fmt: skip
-THEMES = (Arithmetic, Shape, Pickle, Convert, InPlace, Autograd)
+THEMES = (Arithmetic, Shape, Pickle, Numpy, Convert, InPlace, Autograd)
 
 
 def install() -> None:
@@ -303,4 +369,7 @@ def install() -> None:
         setattr(Tensor, name, method)
     for alias, name in INPLACE_ALIASES.items():
         setattr(Tensor, alias + "_", getattr(Tensor, name + "_"))
-    Tensor.pow_ = lambda self, exponent: write(p.pow, self, (self, operand("pow_", exponent)))  # type: ignore[attr-defined]
+    power = lambda self, exponent: write(p.pow, self, (self, operand("pow_", exponent)))
+    Tensor.pow_ = named(power, "pow_", docstrings.in_place(FUNCTIONS["pow"].__doc__ or ""))  # type: ignore[attr-defined]
+    for name in ("add", "sub", "clamp", "clamp_min", "clamp_max"):
+        vars(InPlace)[name + "_"].__doc__ = docstrings.in_place(FUNCTIONS[name].__doc__ or "")

@@ -31,9 +31,9 @@ class Mode:
 GRAD, NO_GRAD = Mode(True, False), Mode(False, False)
 INFERENCE, INFERENCE_GRAD = Mode(False, True), Mode(True, True)
 
-_mode: ContextVar[Mode] = ContextVar("tgrad_mode", default=GRAD)
-current: Callable[[], Mode] = _mode.get
-set_mode = _mode.set
+mode_variable: ContextVar[Mode] = ContextVar("tgrad_mode", default=GRAD)
+current: Callable[[], Mode] = mode_variable.get
+set_mode = mode_variable.set
 
 
 def is_grad_enabled() -> bool:

@@ -14,10 +14,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tgrad import dtypes
+from tgrad import dtypes, graph
 from tgrad.device import compute
 from tgrad.dispatch import dispatch, view
 from tgrad.dtypes import dtype
+from tgrad.eager import install_record
 from tgrad.expression import Expression, Operand, Symbol
 from tgrad.kernels.launch import Launch, holders
 from tgrad.kernels.pointwise import prepare_pointwise
@@ -31,76 +32,11 @@ from tgrad.layout import (
     order_by_stride,
     strides_in_order,
 )
+from tgrad.rules import Formula, FormulaRule, Plan, PointwiseRule, Rule
 from tgrad.tensor import Tensor
+from tgrad.tracing import TRACE, Tracer, intercept, refusal
 
-Formula = Callable[..., Any]
-
-
-class Plan:
-    """All that an op decides once per signature (layouts of tensors, types of numbers, settings).
-
-    Attributes:
-        outs: layouts of the results; the first is the op's, the others are auxiliary or further results.
-        launch: takes the addresses of outs, of tensor inputs, then the numbers.
-        rule: the Rule for a set of inputs that want a gradient.
-    """
-
-    __slots__ = ("outs", "out", "launch", "offset", "rule")
-
-    def __init__(
-        self, outs: tuple[Layout, ...], launch: Launch | None, rule: Callable[[int], Rule | None], offset: int = 0
-    ) -> None:
-        self.outs, self.launch, self.rule, self.offset = outs, launch, functools.cache(rule), offset
-        self.out = outs[0]
-
-
-class Rule:
-    """How a node goes backward, for one set of inputs that want a gradient.
-
-    Attributes:
-        wanted: those inputs (indices).
-        saves: (index, name) of what is kept: an input, or the result `index - number of inputs`.
-        numbers: indices of the Python numbers that formulas name.
-    """
-
-    __slots__ = ("op", "wanted", "saves", "numbers")
-
-    n_results = 1  # more for custom Functions alone
-
-    def __init__(
-        self, op: Op, wanted: tuple[int, ...], saves: tuple[tuple[int, str], ...], numbers: tuple[int, ...]
-    ) -> None:
-        self.op, self.wanted, self.saves, self.numbers = op, wanted, saves, numbers
-
-
-class PointwiseRule(Rule):
-    """Formulas that are Expressions.
-
-    Attributes:
-        parts: for each wanted input its layout, its gradient over (g, *values), and which values: positions in the
-            saved tensors followed by the numbers.
-        plans: how to run them, by the layouts of g and the values.
-    """
-
-    __slots__ = ("parts", "plans")
-
-    parts: list[tuple[Layout, Expression, tuple[int, ...]]]
-    plans: dict[tuple, Any]
-
-
-class FormulaRule(Rule):
-    """Formulas to be called with tensors.
-
-    Attributes:
-        calls: for each wanted input its layout, formula, fast formula or None, the names it wants, and its settings.
-        names: of the saved tensors followed by the numbers; absent ones (None arguments) are not among them.
-    """
-
-    __slots__ = ("calls", "names")
-
-    calls: list[tuple[Layout, Formula, Formula | None, tuple[str, ...], dict[str, Any]]]
-    names: tuple[str, ...]
-
+install_record(graph, Rule)
 
 _ops: weakref.WeakSet[Op] = weakref.WeakSet()
 
@@ -161,6 +97,8 @@ def _keyword_only(f: Formula) -> list[inspect.Parameter]:
 def check_devices(name: str, tensors: Sequence[Tensor]) -> None:
     """Refuse tensors that are not on the compute device."""
     for t in tensors:
+        if t.layout.device is TRACE:
+            raise refusal(name)
         if t.layout.device is not compute:
             raise RuntimeError(
                 f"{name}: expected all tensors on {compute}, found one of shape {tuple(t.shape)} on "
@@ -176,16 +114,17 @@ class Pointwise(Op):
         types: a type rule of expression.py.
         grad: the formula, or one per differentiable input by name.
         check: called with the operands' dtypes for a new signature; raises.
+        sign: of the result its formula asks only whether it is above 0 (nan is).
     """
 
     def __init__(
         self, name: str, fn: Any, types: Callable, grad: Formula | dict[str, Formula] | None = None, *,
-        grad_name: str | None = None, check: Callable[[list[dtype]], None] | None = None,
+        grad_name: str | None = None, check: Callable[[list[dtype]], None] | None = None, sign: bool = False,
     ) -> None:  # fmt: skip
         inputs = fn.arg_names if hasattr(fn, "arg_names") else list(inspect.signature(fn).parameters)
         formulas = {inputs[0]: grad} if callable(grad) else dict(grad or {})
         super().__init__(name, inputs, formulas, grad_name)
-        self.fn, self.types, self.check = fn, types, check
+        self.fn, self.types, self.check, self.sign = fn, types, check, sign
 
     @functools.cached_property
     def expression(self) -> Expression:
@@ -195,6 +134,8 @@ class Pointwise(Op):
         for a in args:
             if a.__class__ is Symbol:
                 return a.trace.call(self, args)
+            if a.__class__ is Tracer:
+                return intercept(self, args)
         return dispatch(self, args)[0]
 
     @functools.cache  # noqa: B019  rows live as long as the process
@@ -231,12 +172,17 @@ class Pointwise(Op):
             return None
         needed = sorted({k for _, (_, needs) in wanted for k in needs})
         tensors = [k for k in needed if k == n or kinds[k]]
-        numbers = [k for k in needed if k < n and not kinds[k]]
+        again = out.nbytes >= graph.SMALLEST_RECIPE
+        numbers = [k for k in range(n) if not kinds[k] and (again or k in needed)]
         names = (*self.inputs, "out")
         rule = PointwiseRule(self, tuple(i for i, _ in wanted), tuple((k, names[k]) for k in tensors), tuple(numbers))
         rule.plans = {}
         at = {k: position for position, k in enumerate([*tensors, *numbers])}
         rule.parts = [(layouts[i], e, tuple(at[k] for k in needs)) for i, (e, needs) in wanted]  # type: ignore[misc]
+        rule.big = any(l is not None and l.nbytes >= graph.SMALLEST_RECIPE for l in (out, *layouts))
+        rule.large = any((out if k == n else layouts[k]).nbytes >= graph.SMALLEST_RECIPE for k in tensors)  # type: ignore
+        if again and sum(kinds[i] and i not in tensors for i in range(n)) <= 1:  # of two, one would hardly be at hand
+            rule.find_source([False] * n)
         return rule
 
 
@@ -306,16 +252,26 @@ class Kernel(Op):
     Args:
         build: (args, *settings) -> (layouts of the results, launch). Checks the arguments.
         settings: names of the settings, which formulas may ask for.
+        again: whether running it again for backward is cheaper than keeping its result: it takes about the time of
+            reading its operands, and depends on them alone.
         results: names of the results; those after the first are auxiliary (`out` is the first).
         fast: formulas that a plain backward uses in place of `grad`, fused kernels that cannot be differentiated again.
+        joint: inputs, and a function that a plain backward calls for their gradients together where all are wanted; it
+            saves no more than their formulas, and returns None to have those called. One with a keyword `wanted` is
+            called with the names of those that are, if any is.
+        fold: an input, and a function (g, *what its formula names, Expression, tensors) for its gradient with a
+            further formula applied to it.
     """
 
     def __init__(
         self, name: str, inputs: Sequence[str], build: Callable, grad: dict[str, Formula], *,
         settings: Sequence[str] = (), results: Sequence[str] = ("out",), fast: dict[str, Formula] | None = None,
-        grad_name: str | None = None,
+        joint: tuple[tuple[str, ...], Callable] | None = None, fold: tuple[str, Callable] | None = None,
+        grad_name: str | None = None, again: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(name, inputs, grad, grad_name)
+        self.again = again
+        self.joint, self.fold = joint, fold
         self.forward, self.setting_names, self.results, self.fast = build, tuple(settings), tuple(results), fast or {}
         for n, f in self.fast.items():
             if tuple(p.name for p in _positional(f)[1:]) != self.needs[n]:
@@ -324,16 +280,20 @@ class Kernel(Op):
                 )
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        outs = dispatch(self, args, tuple(settings[n] for n in self.setting_names))
-        return outs[0]
+        given = tuple(settings[n] for n in self.setting_names)
+        if args[0].__class__ is Tracer:
+            return intercept(self, args, given)
+        return dispatch(self, args, given)[0]
 
     def build(self, args: Sequence[Any], settings: tuple) -> Plan:
         check_devices(self.name, [a for a in args if isinstance(a, Tensor)])
         outs, launch = self.forward(*args, *settings)
-        return Plan(tuple(outs), launch if outs[0].numel or len(outs) > 1 else _nothing, self.rule_of(args, settings))
+        launch = launch if outs[0].numel or len(outs) > 1 else _nothing
+        again = self.again and outs[0].nbytes >= graph.SMALLEST_RECIPE
+        return Plan(tuple(outs), launch, self.rule_of(args, settings, again))
 
-    def rule_of(self, args: Sequence[Any], settings: tuple) -> Callable[[int], Rule | None]:
-        """The rules of one signature, by mask."""
+    def rule_of(self, args: Sequence[Any], settings: tuple, again: bool = False) -> Callable[[int], Rule | None]:
+        """The rules of one signature, by mask; `again`: a recipe may run it again."""
         n = len(args)
         kinds = [isinstance(a, Tensor) for a in args]
         layouts: list[Any] = [a.layout if isinstance(a, Tensor) else None for a in args]
@@ -351,14 +311,31 @@ class Kernel(Op):
                 return None
             needed = sorted({names.index(p) for i in wanted for p in self.needs[self.inputs[i]]})
             tensors = [k for k in needed if k >= n or kinds[k]]
-            numbers = [k for k in needed if k < n and not kinds[k] and not absent[k]]
+            numbers = [k for k in range(n) if not kinds[k] and not absent[k] and (again or k in needed)]
             rule = FormulaRule(self, tuple(wanted), tuple((k, names[k]) for k in tensors), tuple(numbers))
             rule.names = tuple(names[k] for k in [*tensors, *numbers])
+            rule.big = rule.large = again or any(
+                l is not None and l.nbytes >= graph.SMALLEST_RECIPE for l in layouts
+            )
             rule.calls = []
             for i in wanted:
                 name = self.inputs[i]
                 given = {s: known[s] for s in self.settings[name]}
                 rule.calls.append((layouts[i], self.formulas[name], self.fast.get(name), self.needs[name], given))
+            if again:
+                rule.find_source(absent)
+            if self.joint is not None:
+                inputs, function = self.joint
+                asked = [p.name for p in _keyword_only(function)]
+                together = [i for i in wanted if self.inputs[i] in inputs]
+                if len(together) == len(inputs) or (together and "wanted" in asked):
+                    together.sort(key=lambda i: inputs.index(self.inputs[i]))
+                    named = {**known, "wanted": tuple(self.inputs[i] for i in together)}
+                    needs = tuple(p.name for p in _positional(function)[1:])
+                    function = functools.partial(function, **{s: named[s] for s in asked}) if asked else function
+                    rule.joint = tuple(wanted.index(i) for i in together), function, needs
+            if self.fold is not None and (i := self.inputs.index(self.fold[0])) in wanted:
+                rule.fold = wanted.index(i), self.fold[1]
             return rule
 
         return rule
@@ -374,19 +351,21 @@ class View(Kernel):
     def __init__(
         self, name: str, build: Callable, grad: Formula, *, settings: Sequence[str] = (), grad_name: str | None = None
     ) -> None:
-        super().__init__(name, ("x",), build, {"x": grad}, settings=settings, grad_name=grad_name)
+        super().__init__(name, ("x",), build, {"x": grad}, settings=settings, grad_name=grad_name, again=True)
 
     def __call__(self, x: Tensor, **settings: Any) -> Tensor:
         return view(self, x, tuple(settings[n] for n in self.setting_names))
 
     def build(self, args: Sequence[Any], settings: tuple) -> Plan:
         x = args[0].layout
+        if x.device is TRACE:
+            raise refusal(self.name)
         shape, strides, offset = self.forward(x, *settings)
         nbytes = offset * x.dtype.itemsize
         aligned = x.aligned and nbytes % 16 == 0
         return Plan(
             (layout(x.dtype, tuple(shape), tuple(strides), x.device, aligned),),
             None,
-            self.rule_of(args, settings),
+            self.rule_of(args, settings, again=True),
             nbytes,
         )

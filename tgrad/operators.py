@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from tgrad import arithmetic, dispatch
 from tgrad.arguments import operand
 from tgrad.functions import FUNCTIONS, power
 from tgrad.inplace import write
 from tgrad.ops import matmul, pointwise as p
+from tgrad.ops.creation import as_tensor
 from tgrad.tensor import Tensor
 
 
@@ -17,8 +20,11 @@ def _binary_operator(row: p.Pointwise, reflected: bool = False) -> Callable:
     def operator(self: Tensor, other: Any) -> Any:
         if not isinstance(other, (Tensor, bool, int, float)):
             if not (hasattr(other, "item") and getattr(other, "ndim", None) == 0):
-                return NotImplemented
-            other = other.item()
+                if reflected or not isinstance(other, np.ndarray):
+                    return NotImplemented
+                other = as_tensor(other)
+            else:
+                other = other.item()
         return row(other, self) if reflected else row(self, other)
 
     if reflected and row not in COMMUTATIVE:
@@ -117,3 +123,36 @@ def _function_operator(name: str, a: Any, b: Any) -> Any:
     if not all(isinstance(x, (Tensor, bool, int, float)) for x in (a, b)):
         return NotImplemented
     return FUNCTIONS[name](a, b)
+
+
+# What the docstrings say: the symbol, and the function that does the same.
+SYMBOLS = {
+    "add": ("+", "add"), "sub": ("-", "sub"), "mul": ("*", "mul"), "truediv": ("/", "div"), "div": ("/", "div"),
+    "floordiv": ("//", "floor_divide"), "mod": ("%", "remainder"), "pow": ("**", "pow"), "matmul": ("@", "matmul"),
+    "and": ("&", "bitwise_and"), "or": ("|", "bitwise_or"), "xor": ("^", "bitwise_xor"),
+    "lshift": ("<<", "bitwise_left_shift"), "rshift": (">>", "bitwise_right_shift"), "eq": ("==", "eq"),
+    "ne": ("!=", "ne"), "lt": ("<", "lt"), "le": ("<=", "le"), "gt": (">", "gt"), "ge": (">=", "ge"),
+}  # fmt: skip
+
+
+def _describe() -> None:
+    for name, (symbol, function) in SYMBOLS.items():
+        for prefix, text in (
+            ("", f"x {symbol} other. See `tgrad.{function}`."), ("r", f"other {symbol} x. See `tgrad.{function}`."),
+            ("i", f"x {symbol}= other, in place. See `tgrad.Tensor.{function}_`."),
+        ):  # fmt: skip
+            operator = vars(Arithmetic).get(f"__{prefix}{name}__")
+            if operator is not None:
+                operator.__doc__ = text
+    for name, text in {
+        "neg": "-x. See `tgrad.neg`.",
+        "pos": "+x: x itself.\n\nShape: any; the result has the input's.\nDtype: the input's.\nRaises: nothing.",
+        "abs": "abs(x). See `tgrad.abs`.",
+        "invert": "~x; TypeError of a floating tensor. See `tgrad.bitwise_not`.",
+        "divmod": "(x // other, x % other). See `tgrad.floor_divide`.",
+        "rdivmod": "(other // x, other % x). See `tgrad.floor_divide`.",
+    }.items():  # fmt: skip
+        vars(Arithmetic)[f"__{name}__"].__doc__ = text
+
+
+_describe()

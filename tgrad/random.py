@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tgrad import once
 
 if TYPE_CHECKING:
     from tgrad.tensor import Tensor
@@ -67,10 +69,16 @@ class Generator:
 
     def take(self, count: int) -> tuple[int, int]:
         """(seed, offset) of the next `count` numbers."""
+        if self is not default_generator:
+            once.happened()
         with self._lock:
-            at = self._offset
+            seed, at = self._seed, self._offset
             self._offset += count
-            return self._seed, at
+        return (seed, at) if in_memory is None else in_memory(self, seed, at)
+
+
+# Says where in device memory a stream is, and how far from there a draw, while a CUDA graph is captured.
+in_memory: Callable[[Generator, int, int], tuple[int, int]] | None = None
 
 
 def _words(state: Any) -> tuple[int, int]:
@@ -90,7 +98,11 @@ default_generator = Generator()
 
 
 def manual_seed(seed: int) -> Generator:
-    """Restart the default stream: the same seed gives the same numbers, on a CPU and on a GPU."""
+    """Restart the default stream: the same seed gives the same numbers, on a CPU and on a GPU.
+
+    Raises:
+        RuntimeError: the seed does not fit into 64 bits.
+    """
     return default_generator.manual_seed(seed)
 
 
@@ -105,12 +117,24 @@ def initial_seed() -> int:
 
 
 def get_rng_state() -> Tensor:
-    """The state of the default stream, for `set_rng_state`."""
+    """The state of the default stream, for `set_rng_state`.
+
+    Shape: a vector of 16.
+    Dtype: uint8.
+    Raises: nothing.
+    """
     return default_generator.get_state()
 
 
 def set_rng_state(new_state: Tensor) -> None:
-    """Put the default stream back to a state from `get_rng_state`."""
+    """Put the default stream back to a state from `get_rng_state`.
+
+    Shape: a vector of 16.
+    Dtype: uint8.
+    Raises:
+        TypeError: no Tensor, or of another dtype.
+        RuntimeError: of another length.
+    """
     default_generator.set_state(new_state)
 
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from tgrad import graph, inplace, modes
+from tgrad import graph, modes
 from tgrad.device import cpu
 from tgrad.graph import Saved, pack_hooks
 from tgrad.ops.transfer import convert
+from tgrad.recompute import Recomputed
 from tgrad.storage import Storage
 from tgrad.tensor import Tensor, Version
 
@@ -35,9 +36,11 @@ class saved_tensors_hooks:
         if message is not None:
             raise RuntimeError(message)
         pack_hooks.set((*pack_hooks.get(), (self.pack_hook, self.unpack_hook)))
+        graph.choose_saver()
 
     def __exit__(self, *exception: object) -> None:
         pack_hooks.set(pack_hooks.get()[:-1])
+        graph.choose_saver()
 
 
 class save_on_cpu(saved_tensors_hooks):
@@ -57,7 +60,11 @@ class save_on_cpu(saved_tensors_hooks):
 
 @contextmanager
 def disable_saved_tensors_hooks(error_message: str) -> Iterator[None]:
-    """Inside the block, entering saved-tensor hooks raises RuntimeError(error_message)."""
+    """Inside the block, entering saved-tensor hooks raises RuntimeError(error_message).
+
+    Raises:
+        RuntimeError: hooks are active already; later, at each attempt to enter some: `error_message`.
+    """
     if pack_hooks.get():
         raise RuntimeError(error_message)
     before = _disabled.get()
@@ -78,19 +85,23 @@ def allow_mutation_on_saved_tensors() -> Iterator[None]:
 
     def before_write(target: Tensor) -> None:
         for saved in kept.pop(id(target.version), ()):
-            if saved.version is target.version and saved.storage is not None:
-                _copy_aside(saved)
+            if saved.version is not target.version:
+                continue
+            if isinstance(saved, Recomputed):
+                saved.set_aside()
+            elif saved.storage is not None:
+                copy_aside(saved)
 
-    outer = graph.on_save, inplace.before_write
-    graph.on_save, inplace.before_write = remember, before_write
+    outer = graph.on_save, graph.before_write
+    graph.on_save, graph.before_write = remember, before_write
     try:
         yield
     finally:
-        graph.on_save, inplace.before_write = outer
+        graph.on_save, graph.before_write = outer
         kept.clear()
 
 
-def _copy_aside(saved: Saved) -> None:
+def copy_aside(saved: Saved) -> None:
     """Give a saved tensor memory of its own, in its strides."""
     assert saved.storage is not None
     nbytes = saved.layout.extent * saved.layout.dtype.itemsize

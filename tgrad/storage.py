@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tgrad.device import compute, cpu, device
+from tgrad.kernels import launch
 
 ALIGNMENT = 16  # bytes; a storage's end is padded to it, so that the widest access of a kernel stays inside
 
@@ -66,8 +67,9 @@ ledger = Ledger()
 # Small blocks are kept in free lists, since torch's allocator costs more host time than a whole op may. Not on the CPU,
 # where the interpreter's time hides it; off while memory is guarded, and with TGRAD_POOL=0, for sanitizers: a block's
 # neighbours hide accesses out of range.
+# TGRAD_POOL=1 has them, and what eager.c does, on the CPU too: for tests.
 POOLING = os.environ.get("TGRAD_POOL") != "0" and (
-    compute.type == "cuda" or os.environ.get("TGRAD_LAUNCH") == "driver"
+    compute.type == "cuda" or os.environ.get("TGRAD_LAUNCH") == "driver" or os.environ.get("TGRAD_POOL") == "1"
 )
 LARGEST = 1 << 20  # bytes; larger storages come from torch
 SMALLEST = 512
@@ -109,10 +111,11 @@ class Allocation:
     Attributes:
         ptr: the address of the first byte, a multiple of 16 (not so for `adopt`ed memory).
         nbytes: as requested.
+        changed, readers: set by recompute.py: when it was last written, and who wants to know before it is.
         free, block: the free list the memory goes back to and its place there, if it came from one.
     """
 
-    __slots__ = ("ptr", "nbytes", "device", "free", "block", "_buffer", "_id", "__weakref__")
+    __slots__ = ("ptr", "nbytes", "device", "free", "block", "_buffer", "_id", "changed", "readers", "__weakref__")
 
     ptr: int
     nbytes: int
@@ -121,6 +124,8 @@ class Allocation:
     block: Block | None
     _buffer: torch.Tensor | None
     _id: int
+    changed: int
+    readers: list
 
     def __del__(self) -> None:
         try:
@@ -146,6 +151,8 @@ class Allocation:
     @property
     def buffer(self) -> torch.Tensor:
         """The memory as a torch buffer of bytes. Who asks may keep it, so the memory then goes back to no free list."""
+        if refuse is not None and self.device is compute:
+            refuse("gives memory away, to PyTorch or numpy")
         self.free = None
         return self._bytes()
 
@@ -157,22 +164,32 @@ class Allocation:
 
     def host_bytes(self, offset: int, nbytes: int) -> np.ndarray:
         """`nbytes` bytes from byte `offset` on, as uint8: the memory itself on the CPU, a copy from a CUDA device."""
+        if refuse is not None and self.device is compute:
+            refuse("reads a value on the host")
         memory = self._bytes() if self.device.type == "cuda" else self.buffer
         return memory[offset : offset + nbytes].cpu().numpy()
 
     def copy_from(self, source: Allocation) -> None:
         """Copy all bytes of `source`, which may be on another device."""
+        self._refuse_copy(source)
         self._bytes()[: self.nbytes].copy_(source._bytes()[: source.nbytes])
 
     def copy_range(self, source: Allocation, offset: int, nbytes: int) -> None:
         """Copy `nbytes` bytes of `source`, from byte `offset` on, to the front."""
+        self._refuse_copy(source)
         self._bytes()[:nbytes].copy_(source._bytes()[offset : offset + nbytes])
 
     def write(self, data: np.ndarray) -> None:
         """Copy the bytes of a C-contiguous array to the front."""
+        if refuse is not None and self.device is compute:
+            refuse("makes a tensor of values on the host")
         writeable = data if data.flags.writeable else data.copy()  # torch warns of arrays that are not
         flat = torch.from_numpy(writeable.reshape(-1).view(np.uint8))
         self._bytes()[: flat.numel()].copy_(flat)
+
+    def _refuse_copy(self, source: Allocation) -> None:
+        if refuse is not None and (self.device is compute or source.device is compute):
+            refuse("copies memory without a kernel" if self.device is source.device else "moves a tensor between devices")
 
 
 class Storage(Allocation):
@@ -185,9 +202,13 @@ class Storage(Allocation):
     __slots__ = ()
 
     def __init__(self, nbytes: int, device: device) -> None:
-        self._buffer, self.ptr = _allocate(nbytes, device)
         self.free = self.block = None
         self.device = device
+        size = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        if allocator is None:
+            self._buffer, self.ptr = _buffer(size, device)
+        else:
+            allocator(self, size)
         enter(self, nbytes)
 
 
@@ -221,13 +242,6 @@ def adopt_array(array: np.ndarray) -> Allocation:
     return adopt(torch.from_numpy(array.reshape(-1).view(np.uint8)))
 
 
-def _allocate(nbytes: int, where: device) -> tuple[torch.Tensor, int]:
-    size = -(-nbytes // ALIGNMENT) * ALIGNMENT
-    if debugging is not None:
-        return debugging(size, where)
-    return _buffer(size, where)
-
-
 def _buffer(size: int, where: device) -> tuple[torch.Tensor, int]:
     try:
         buffer = torch.empty(size, dtype=torch.uint8, device=str(where))
@@ -238,6 +252,19 @@ def _buffer(size: int, where: device) -> tuple[torch.Tensor, int]:
     return buffer, buffer.data_ptr()
 
 
+_scratch: list[torch.Tensor] = []
+
+
+def _allocate_scratch(nbytes: int) -> int:
+    """For `launch.scratch`: memory that stays, and is nobody's in the ledger."""
+    buffer, address = _buffer(nbytes + 128, compute)
+    _scratch.append(buffer)
+    return -(-address // 128) * 128
+
+
+launch.allocate = _allocate_scratch
+
+
 def _no_memory(size: int, where: device) -> str:
     held = f"tgrad holds {ledger.live_bytes:,} bytes"
     if where.type == "cuda":
@@ -246,8 +273,16 @@ def _no_memory(size: int, where: device) -> str:
     return f"out of memory on {where}: {size:,} bytes were asked for; {held}. Free tensors, or use smaller batches"
 
 
-# Allocates in place of torch, while tests guard memory.
-debugging: Callable[[int, device], tuple[torch.Tensor, int]] | None = None
+# Gives a storage its memory in place of torch: while tests guard memory, and while a CUDA graph is captured.
+allocator: Callable[[Allocation, int], None] | None = None
+# Refuses, while a CUDA graph is captured, what a replay would not do again.
+refuse: Callable[[str], None] | None = None
+
+
+def slow(on: bool) -> None:
+    """Whether every allocation asks Python; eager.py puts the native switch here."""
+
+
 MARGIN = 256  # bytes before and behind a guarded storage
 GUARD = 0xFF  # a nan in every floating dtype
 
@@ -259,16 +294,17 @@ def guarded() -> Iterator[list[Any]]:
     A kernel that leaves an element out, or reads outside its operands, then gives nan; one that writes outside breaks a
     margin, which raises AssertionError at the end. Yields the list of guarded buffers.
     """
-    global debugging
-    before, buffers = debugging, []
+    global allocator
+    before, buffers = allocator, []
 
-    def allocate(size: int, where: device) -> tuple[torch.Tensor, int]:
-        whole, ptr = _buffer(size + 2 * MARGIN, where)
+    def allocate(storage: Allocation, size: int) -> None:
+        whole, ptr = _buffer(size + 2 * MARGIN, storage.device)
         whole.fill_(GUARD)
         buffers.append((whole, size))
-        return whole[MARGIN : MARGIN + size], ptr + MARGIN
+        storage._buffer, storage.ptr = whole[MARGIN : MARGIN + size], ptr + MARGIN
 
-    debugging = allocate
+    allocator = allocate
+    slow(True)
     try:
         yield buffers
         for whole, size in buffers:
@@ -276,4 +312,5 @@ def guarded() -> Iterator[list[Any]]:
             if not (bool((low == GUARD).all()) and bool((high == GUARD).all())):
                 raise AssertionError(f"a kernel wrote outside a storage of {size} bytes")
     finally:
-        debugging = before
+        allocator = before
+        slow(before is not None)

@@ -11,6 +11,7 @@ import numpy as np
 from tgrad import modes, printing, storage as memory
 from tgrad.device import compute, device
 from tgrad.dtypes import bfloat16, dtype
+from tgrad.eager import install
 from tgrad.layout import Layout, Size
 from tgrad.storage import Allocation, Storage, ledger
 
@@ -71,17 +72,8 @@ class Tensor:
     """
 
     __slots__ = (
-        "layout",
-        "storage",
-        "ptr",
-        "version",
-        "_requires_grad",
-        "node",
-        "_grad",
-        "alias",
-        "hooks",
-        "__weakref__",
-    )
+        "layout", "storage", "ptr", "version", "_requires_grad", "node", "_grad", "alias", "hooks", "__weakref__",
+    )  # fmt: skip
 
     layout: Layout
     storage: Allocation
@@ -116,26 +108,32 @@ class Tensor:
     # --- what it is ------------------------------------------------------------------------------
     @property
     def shape(self) -> Size:
+        """The sizes of its dimensions."""
         return self.layout.shape
 
     @property
     def dtype(self) -> dtype:
+        """The type of its elements."""
         return self.layout.dtype
 
     @property
     def device(self) -> device:
+        """Where its memory is."""
         return self.layout.device
 
     @property
     def ndim(self) -> int:
+        """The number of dimensions."""
         return len(self.layout.shape)
 
     @property
     def is_cuda(self) -> bool:
+        """Whether its memory is on a CUDA device."""
         return self.layout.device.type == "cuda"
 
     @property
     def itemsize(self) -> int:
+        """Bytes of one element."""
         return self.layout.dtype.itemsize
 
     @property
@@ -144,22 +142,25 @@ class Tensor:
         return self.layout.nbytes
 
     def size(self, dim: int | None = None) -> Any:
-        """The shape, or the size of one dimension."""
+        """The shape, or the size of one dimension; IndexError out of range."""
         return self.layout.shape if dim is None else self.layout.shape[dim]
 
     def stride(self, dim: int | None = None) -> Any:
-        """Strides in elements, or that of one dimension."""
+        """Strides in elements, or that of one dimension; IndexError out of range."""
         return self.layout.strides if dim is None else self.layout.strides[dim]
 
     def dim(self) -> int:
+        """The number of dimensions."""
         return len(self.layout.shape)
 
     def numel(self) -> int:
+        """The number of elements."""
         return self.layout.numel
 
     nelement = numel
 
     def element_size(self) -> int:
+        """Bytes of one element."""
         return self.layout.dtype.itemsize
 
     def storage_offset(self) -> int:
@@ -171,23 +172,27 @@ class Tensor:
         return self.ptr
 
     def is_contiguous(self) -> bool:
+        """Whether its elements lie in row-major order, without gaps."""
         return self.layout.contiguous
 
     def is_floating_point(self) -> bool:
+        """Whether its dtype is floating."""
         return self.layout.dtype.is_floating_point
 
     def __len__(self) -> int:
+        """The size of the first dimension; TypeError of a 0-dim tensor."""
         if not self.layout.shape:
             raise TypeError("len() of a 0-d tensor")
         return self.layout.shape[0]
 
-    def __hash__(self) -> int:
-        return id(self)
+    __hash__ = object.__hash__
 
     # --- autograd --------------------------------------------------------------------------------
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set whether gradients flow to this leaf; returns it.
 
+        Shape: any; kept.
+        Dtype: floating; kept.
         Raises:
             RuntimeError: the dtype is not floating; a non-leaf is switched off; an inference tensor outside inference
                 mode.
@@ -215,11 +220,19 @@ class Tensor:
         return None if self.alias is None else self.alias.base
 
     def is_inference(self) -> bool:
+        """Whether it was made in inference mode."""
         return self.version is None
 
     @property
     def grad(self) -> Tensor | None:
-        """The accumulated gradient of a leaf (or of a tensor that retains it)."""
+        """The accumulated gradient of a leaf (or of a tensor that retains it).
+
+        Shape: the tensor's.
+        Dtype: the tensor's.
+        Raises:
+            RuntimeError: another shape or dtype is assigned, or the tensor itself.
+            TypeError: what is assigned is neither a Tensor nor None.
+        """
         if self._grad is None and self.node is not None and not self.retains_grad:
             warnings.warn(
                 "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed. Its .grad attribute "
@@ -258,6 +271,7 @@ class Tensor:
 
     @property
     def retains_grad(self) -> bool:
+        """Whether it is no leaf and keeps its gradient: see `tgrad.Tensor.retain_grad`."""
         return self.node is not None and self.node.retains is not None
 
     # --- values, on the host -----------------------------------------------------------------------
@@ -296,6 +310,7 @@ class Tensor:
         return self._array()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """What numpy calls. See `tgrad.Tensor.numpy`."""
         array = self.numpy()
         return array.astype(dtype) if dtype is not None else array
 
@@ -314,17 +329,21 @@ class Tensor:
         return self._values().reshape(-1)[0].item()
 
     def __float__(self) -> float:
+        """The one value as a float. See `tgrad.Tensor.item`."""
         return float(self.item())
 
     def __int__(self) -> int:
+        """The one value as an int. See `tgrad.Tensor.item`."""
         return int(self.item())
 
     def __index__(self) -> int:
+        """The one value as an index; TypeError unless it is an integer or bool."""
         if self.layout.dtype.is_floating_point or self.layout.numel != 1:
             raise TypeError("only integer tensors of a single element can be converted to an index")
         return int(self.item())
 
     def __bool__(self) -> bool:
+        """Whether the one value is not zero; RuntimeError unless there is exactly one."""
         if self.layout.numel == 0:
             raise RuntimeError("Boolean value of Tensor with no values is ambiguous")
         if self.layout.numel > 1:
@@ -337,6 +356,7 @@ class Tensor:
         return format(repr(self), spec) if spec else repr(self)
 
     def __iter__(self) -> Iterator[Tensor]:
+        """The parts along the first dimension; TypeError of a 0-dim tensor. See `tgrad.unbind`."""
         if not self.layout.shape:
             raise TypeError("iteration over a 0-d tensor")
         return iter(self.unbind(0))
@@ -387,7 +407,7 @@ def make(layout: Layout, storage: Allocation, ptr: int, version: Version | None)
 def empty(layout: Layout, inference: bool) -> Tensor:
     """An uninitialised tensor with a storage of its own."""
     free = layout.free
-    if free is None or memory.debugging is not None:
+    if free is None or memory.allocator is not None:
         storage: Allocation = Storage(layout.allocation, layout.device)
     else:
         storage = Allocation()
@@ -420,3 +440,6 @@ def empty(layout: Layout, inference: bool) -> Tensor:
     t._requires_grad = False
     t.node = t._grad = t.alias = t.hooks = None
     return t
+
+
+empty = install(Tensor, Version, empty)

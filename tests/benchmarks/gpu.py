@@ -544,7 +544,7 @@ def table(b: Bench) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, sections: tuple | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.csv and gpu.json")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which no section begins")
@@ -565,7 +565,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
     b = Bench(options.dry_run, options.budget)
     facts = environment(options.dry_run)
-    for section in SECTIONS:
+    for section in sections or SECTIONS:
         started = time.monotonic()
         b.run(section)
         print(f"{section.__name__}: {time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -107,7 +107,7 @@ def compare_training_step(rounds: int = 5) -> None:
     import gc
 
     import tgrad
-    from tgrad import inplace, nn, op
+    from tgrad import nn, op, updates
     from tgrad.kernels import creation, interpret
     from tgrad.ops import views
 
@@ -127,7 +127,7 @@ def compare_training_step(rounds: int = 5) -> None:
         for found in gc.get_objects():
             if type(found) in kinds:
                 found.plans.clear()
-        inplace._updates.clear()
+        updates._plans.clear()
         creation.prepare_creation.cache_clear()
         views.fill_launch.cache_clear()
 

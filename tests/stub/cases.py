@@ -20,7 +20,7 @@ from typing import Any
 
 CASES: dict[str, Callable[[Any], None]] = {}
 FORMATS = {"i32": "<i", "i64": "<q", "fp32": "<f", "fp64": "<d"}
-SCRATCH = [bytes(8), bytes(8)]  # Triton's own two last parameters: no kernel here needs them
+SCRATCH = [bytes(8), bytes(8)]  # Triton's own two last parameters, of a kernel that needs no scratch memory
 
 
 def case(function: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -78,7 +78,9 @@ class Witness:
                 assert len(values) == len(kinds), f"{compiled.name}: {len(values)} values for parameters {kinds}"
                 head = [pack(k, v) for k, v in zip(kinds, values, strict=True)]
                 shape = (*grid, 1, 1)[:3]
-                asked = [*head, *tail, *SCRATCH]
+                needs = math.prod(shape) * metadata.global_scratch_size
+                own = pack("*", launch.scratch(needs)) if needs else bytes(8)
+                asked = [*head, *tail, own, bytes(8)]
                 self.expected.append((compiled.name, shape, 32 * metadata.num_warps, metadata.shared, asked))
                 call(*values)
 
@@ -130,8 +132,9 @@ class Run:
         return result, found[0]
 
 
-def values(launch: Any) -> list[bytes]:
-    assert list(launch.values[-2:]) == SCRATCH
+def values(launch: Any, scratch: bool = False) -> list[bytes]:
+    """All but Triton's own two; `scratch`: whether the kernel is given scratch memory."""
+    assert (launch.values[-2] != SCRATCH[0]) is scratch and launch.values[-1] == SCRATCH[1]
     return list(launch.values[:-2])
 
 
@@ -317,9 +320,9 @@ def products(run: Run) -> None:
 
     a, b = tgrad.ones(33, 48, dtype=tgrad.bfloat16), tgrad.ones(48, 80, dtype=tgrad.bfloat16)
     c, launch = run.one(lambda: a @ b)
-    assert values(launch) == at(c, a, b) + i32(33, 80, 48) + i32(48, 80)  # inner strides of 1 are compiled in
+    assert values(launch) == at(c, a, b) + i32(33, 80, 48, 0) + i32(48, 80)  # inner strides of 1 are compiled in
     d, launch = run.one(lambda: b.t() @ a.t())
-    assert values(launch) == at(d, b, a) + i32(80, 33, 48) + i32(80, 48)
+    assert values(launch) == at(d, b, a) + i32(80, 33, 48, 0) + i32(80, 48)
 
 
 @case
@@ -332,13 +335,47 @@ def linear(run: Run) -> None:
         for t in (x, w, b):
             t.requires_grad_()
         y, launch = run.one(lambda: F.linear(x, w, b))
-        assert values(launch) == at(y, x, w, b) + i32(33, 20, 48) + i32(48, 48) + i32(0)
+        assert values(launch) == at(y, x, w, b) + i32(33, 20, 48, 0) + i32(48, 48) + i32(0)
         g = tgrad.ones(33, 20, dtype=dtype)
         _, found = run.launches(lambda: y.backward(g))
         outs = {v.values[0]: values(v) for v in found}
-        assert outs[at(x.grad)[0]][1:] == at(g, w) + i32(33, 48, 20) + i32(20, 48)
-        assert outs[at(w.grad)[0]][1:] == at(g, x) + i32(20, 48, 33) + i32(20, 48)
-        assert at(b.grad)[0] in outs
+        assert outs[at(x.grad)[0]][1:] == at(g, w) + i32(33, 48, 20, 0) + i32(20, 48)
+        assert outs[at(w.grad)[0]][1:] == at(b.grad, g, x) + i32(20, 48, 33, 0) + i32(20, 48)
+
+
+@case
+def bulk(run: Run) -> None:
+    """A persistent product, with scratch memory for its descriptors: each stream has its own."""
+    import tgrad
+    from tests.stub.driver import STREAM
+    from tgrad.kernels import launch as launching
+
+    a, b = (tgrad.ones(1024, 1536, dtype=tgrad.bfloat16) for _ in range(2))
+    c, launch = run.one(lambda: a @ b.t())
+    assert launch.kernel == "matmul_tma" and launch.grid[0] <= 132
+    assert values(launch, scratch=True) == at(c, a, b) + i32(1024, 1024, 1536, 0) + i32(1536, 1536)
+    assert struct.unpack("<Q", launch.values[-2])[0] % 128 == 0
+    try:
+        launching.set_stream(STREAM + 1)
+        a @ b.t()
+        other = launching.scratch(1)
+    finally:
+        launching.set_stream(STREAM)
+    _, again = run.one(lambda: a @ b.t())
+    assert again.values[-2] == launch.values[-2] != at(other)[0]
+
+
+@case
+def pieces(run: Run) -> None:
+    """A product whose K is cut: the parts go to a workspace, which a second kernel adds."""
+    import tgrad
+    import tgrad.nn.functional as F
+
+    x, w, b = (tgrad.ones(*shape, dtype=tgrad.bfloat16) for shape in ((64, 4096), (48, 4096), (48,)))
+    y, (first, second) = run.launches(lambda: F.linear(x, w, b))
+    assert (first.kernel, second.kernel) == ("matmul", "combine") and first.grid[0] > 1
+    (workspace,) = struct.unpack("<Q", first.values[0])
+    assert values(second) == at(y, workspace, b) + i32(64, 48) + i32(0)
 
 
 @case
@@ -348,7 +385,7 @@ def batched(run: Run) -> None:
     a, b = tgrad.ones(3, 1, 5, 7), tgrad.ones(4, 7, 6)
     c, launch = run.one(lambda: a @ b)
     assert c.shape == (3, 4, 5, 6)
-    assert values(launch) == at(c, a, b) + i32(5, 6, 7) + i32(7, 6) + i32(3, 4) + i32(35, 0) + i32(0, 42)
+    assert values(launch) == at(c, a, b) + i32(5, 6, 7, 0) + i32(7, 6) + i32(3, 4) + i32(35, 0) + i32(0, 42)
     assert launch.grid[0] * launch.grid[1] >= 12
 
 
@@ -414,6 +451,28 @@ def training_step(run: Run) -> None:
 
             _, found = run.launches(step)
             assert len(found) > 10
+
+
+@case
+def steps_of_many(run: Run) -> None:
+    import tgrad
+
+    params = [tgrad.nn.Parameter(tgrad.ones(n)) for n in (2000, 5, 1024)]
+    for p in params:
+        p.grad = tgrad.ones_like(p)
+    _, launch = run.one(tgrad.optim.SGD(params, lr=0.1).step)
+    rows = [t for p in (*params, params[-1]) for t in (p, p.grad)]  # filled up to a power of two
+    numbers = [pack("fp32", v) for v in (0.1, 0, 0, 1)]
+    assert values(launch) == [*at(*rows), *numbers, *i32(2000, 5, 1024, 0), *i32(0, 2, 3, 4)]
+    assert (launch.grid, launch.threads) == ((4, 1, 1), 128)
+
+    params = [tgrad.nn.Parameter(tgrad.ones(3)) for _ in range(17)]  # as many as a launch takes, and one
+    for p in params:
+        p.grad = tgrad.ones_like(p)
+    optimizer = tgrad.optim.RMSprop(params, momentum=0.9, centered=True)
+    optimizer.step()
+    _, found = run.launches(optimizer.step)
+    assert [x.grid for x in found] == [(16, 1, 1), (1, 1, 1)]
 
 
 @case

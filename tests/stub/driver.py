@@ -132,7 +132,9 @@ def install() -> None:
 
     def load_binary(name: str, image: bytes, shared: int, device: int) -> tuple:
         handles = load(name, image, shared, device)
-        _loaded[handles[1]] = _Loaded(name, parameter_sizes(image, name))
+        sizes = parameter_sizes(image, name)
+        _loaded[handles[1]] = _Loaded(name, sizes)
+        _library.stub_parameters(ctypes.c_size_t(handles[1]), len(sizes), (ctypes.c_int * len(sizes))(*sizes))
         return handles
 
     stub.utils.load_binary = load_binary
@@ -160,6 +162,11 @@ def recording() -> Iterator[list[Recorded]]:
         yield found
     finally:
         _library.stub_on_launch(_CALLBACK())
+
+
+def fail_capture(error: int) -> None:
+    """Let the next capture end with an error of the driver."""
+    _library.stub_fail_capture(error)
 
 
 # --- what a kernel's machine code takes ------------------------------------------------------------------------------

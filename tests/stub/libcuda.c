@@ -1,6 +1,8 @@
-/* A libcuda whose every call succeeds and does nothing; a launch is handed to `on_launch`, if one is set.
+/* A libcuda whose every call succeeds and does nothing; a launch is handed to `on_launch`, if one is set. Launches on a
+   stream that captures are kept with their parameters; a launch of the graph hands them on.
 
    Triton 3.6 and 3.7 load, link and launch against it. cuda.h is the one in Triton's wheel. */
+#include <stdlib.h>
 #include <string.h>
 #include "cuda.h"
 #undef cuPointerGetAttribute
@@ -14,11 +16,91 @@ static size_t launches = 0;
 void stub_on_launch(launch_callback callback) { on_launch = callback; }
 size_t stub_launches(void) { return launches; }
 
-CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
+/* --- what is captured --- */
+#define MOST 256
+typedef struct { CUlaunchConfig config; CUfunction function; char *memory; void *params[MOST]; } Node;
+typedef struct { Node *nodes; size_t count; } Recording;
+typedef struct { int count, sizes[MOST]; } Parameters;
+
+static Parameters *parameters = 0; /* by function: handles are multiples of 16, from 16 on */
+static CUstream captures = 0;
+static Recording *recording = 0;
+static int fails = 0; /* how the next capture ends: 0, or an error */
+
+void stub_parameters(size_t function, int count, const int *sizes) {
+  parameters = realloc(parameters, (functions + 1) * sizeof *parameters);
+  parameters[function / 16].count = count;
+  memcpy(parameters[function / 16].sizes, sizes, count * sizeof *sizes);
+}
+
+void stub_fail_capture(int error) { fails = error; }
+
+static void keep(const CUlaunchConfig *config, CUfunction function, void **params) {
+  const Parameters *known = &parameters[(size_t)function / 16];
+  recording->nodes = realloc(recording->nodes, (recording->count + 1) * sizeof(Node));
+  Node *node = &recording->nodes[recording->count++];
+  node->config = *config;
+  node->function = function;
+  node->memory = malloc(16 * known->count + 1);
+  for (int i = 0; i < known->count; i++)
+    node->params[i] = memcpy(node->memory + 16 * i, params[i], known->sizes[i] <= 16 ? known->sizes[i] : 16);
+}
+
+static CUresult hand_on(const CUlaunchConfig *config, CUfunction function, CUstream stream, void **params) {
   ++launches;
   if (on_launch)
     on_launch(function, &config->gridDimX, config->blockDimX * config->blockDimY * config->blockDimZ,
-              config->sharedMemBytes, config->hStream, params);
+              config->sharedMemBytes, stream, params);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
+  if (recording && config->hStream == captures) {
+    keep(config, function, params);
+    return CUDA_SUCCESS;
+  }
+  return hand_on(config, function, config->hStream, params);
+}
+
+CUresult cuStreamCreate(CUstream *stream, unsigned flags) { *stream = (CUstream)0x4000; return CUDA_SUCCESS; }
+
+CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode) {
+  if (!stream) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  if (recording) return CUDA_ERROR_ILLEGAL_STATE;
+  captures = stream;
+  recording = calloc(1, sizeof *recording);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
+  if (!recording || stream != captures) return CUDA_ERROR_ILLEGAL_STATE;
+  CUresult result = fails;
+  *graph = fails ? NULL : (CUgraph)recording;
+  recording = NULL;
+  fails = 0;
+  return result;
+}
+
+/* The graph and what is made ready of it are one here. */
+CUresult cuGraphInstantiateWithFlags(CUgraphExec *ready, CUgraph graph, unsigned long long flags) {
+  *ready = (CUgraphExec)graph;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphLaunch(CUgraphExec ready, CUstream stream) {
+  const Recording *kept = (Recording *)ready;
+  for (size_t i = 0; i < kept->count; i++)
+    hand_on(&kept->nodes[i].config, kept->nodes[i].function, stream, kept->nodes[i].params);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphDestroy(CUgraph graph) { return CUDA_SUCCESS; }
+
+CUresult cuGraphExecDestroy(CUgraphExec ready) {
+  Recording *kept = (Recording *)ready;
+  for (size_t i = 0; i < kept->count; i++) free(kept->nodes[i].memory);
+  free(kept->nodes);
+  free(kept);
   return CUDA_SUCCESS;
 }
 

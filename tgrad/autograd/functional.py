@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tgrad.engine import grad
+from tgrad.differentiate import grad
 from tgrad.function import Function
 from tgrad.inplace import write
 from tgrad.modes import enable_grad, is_grad_enabled, set_grad_enabled
@@ -32,8 +32,11 @@ def vjp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, 
         create_graph: make the results differentiable.
         strict: raise where a result does not depend on an input; otherwise that gives zeros.
 
+    Shape: v: that of the outputs; the product: that of the inputs.
+    Dtype: floating; the product has the inputs'.
     Raises:
-        RuntimeError: v does not fit; in strict mode, an independence. TypeError: something is no tensor.
+        RuntimeError: v does not fit; in strict mode, an independence.
+        TypeError: something is no tensor.
     """
     with enable_grad():
         several, xs = _as_tuple(inputs, "inputs", "vjp")
@@ -61,8 +64,11 @@ def jvp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, 
         v: of the shape of the inputs; None for an input of one element means 1.
         create_graph, strict: as in `vjp`.
 
+    Shape: v: that of the inputs; the product: that of the outputs.
+    Dtype: floating; the product has the outputs'.
     Raises:
-        RuntimeError: v does not fit; in strict mode, an independence. TypeError: something is no tensor.
+        RuntimeError: v does not fit; in strict mode, an independence.
+        TypeError: something is no tensor.
     """
     with enable_grad():
         several, xs = _as_tuple(inputs, "inputs", "jvp")
@@ -92,8 +98,11 @@ def jacobian(
         create_graph, strict: as in `vjp`.
         vectorize, strategy: only False and "reverse-mode".
 
+    Shape: of an output (*M) and an input (*N): (*M, *N).
+    Dtype: floating; a part has its output's.
     Raises:
-        NotImplementedError: vectorize or forward mode. RuntimeError: in strict mode, an independence.
+        NotImplementedError: vectorize or forward mode.
+        RuntimeError: in strict mode, an independence.
     """
     _refuse(strategy, vectorize, "strategy")
     with enable_grad():
@@ -140,9 +149,11 @@ def hessian(
         create_graph, strict: as in `vjp`.
         vectorize, outer_jacobian_strategy: only False and "reverse-mode".
 
+    Shape: of inputs (*M) and (*N): (*M, *N).
+    Dtype: floating; a part has the inputs'.
     Raises:
-        NotImplementedError: vectorize or forward mode. RuntimeError: func does not return a single element; in strict
-            mode, an independence.
+        NotImplementedError: vectorize or forward mode.
+        RuntimeError: func does not return a single element; in strict mode, an independence.
     """
     several, xs = _as_tuple(inputs, "inputs", "hessian")
     _refuse(outer_jacobian_strategy, vectorize, "outer_jacobian_strategy")
@@ -160,7 +171,14 @@ def hessian(
 
 
 def vhp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, strict: bool = False) -> tuple:
-    """(func(*inputs), v times its Hessian); func's result has one element. Arguments and errors as in `jvp`."""
+    """(func(*inputs), v times its Hessian); func's result has one element. Arguments as of `jvp`.
+
+    Shape: v and the product: that of the inputs; the output has one element.
+    Dtype: floating; the product has the inputs'.
+    Raises:
+        RuntimeError: func does not return a single element; v does not fit; in strict mode, an independence.
+        TypeError: inputs or outputs are no tensors.
+    """
     with enable_grad():
         several, xs, v, out = _prepared(func, inputs, v, create_graph, strict, "vhp")
         first = _grad((out,), xs, None, create_graph=True)
@@ -174,7 +192,13 @@ def vhp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, 
 def hvp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, strict: bool = False) -> tuple:
     """(func(*inputs), its Hessian times v); slower than `vhp`, which is the same for twice differentiable functions.
 
-    Arguments and errors as in `jvp`.
+    Arguments as of `jvp`.
+
+    Shape: v and the product: that of the inputs; the output has one element.
+    Dtype: floating; the product has the inputs'.
+    Raises:
+        RuntimeError: func does not return a single element; v does not fit; in strict mode, an independence.
+        TypeError: inputs or outputs are no tensors.
     """
     with enable_grad():
         several, xs, v, out = _prepared(func, inputs, v, create_graph, strict, "hvp")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tgrad.differentiate import grad
 from tgrad.dtypes import float64
-from tgrad.engine import grad
 from tgrad.modes import enable_grad
 from tgrad.ops.creation import randn, tensor, zeros, zeros_like
 from tgrad.ops.views import reshape, transpose
@@ -61,7 +61,10 @@ def gradcheck(
         Whether they agree.
 
     Raises:
-        GradcheckError: they do not. ValueError: no input requires grad. NotImplementedError: see above.
+        GradcheckError: they do not.
+        ValueError: no input requires grad.
+        AssertionError: check_backward_ad is False.
+        NotImplementedError: see above.
     """
     if not (check_forward_ad or check_backward_ad):
         raise AssertionError("Expected at least one of check_forward_ad or check_backward_ad to be True")
@@ -112,7 +115,12 @@ def gradgradcheck(
         check_fwd_over_rev: there is no forward mode: refused.
         check_rev_over_rev: must be True.
 
-    The others, the result and the errors are those of `gradcheck`.
+    The others, the result and the errors are those of `tgrad.autograd.gradcheck`.
+
+    Raises:
+        AssertionError: check_rev_over_rev is False.
+        NotImplementedError: check_fwd_over_rev, or as of `tgrad.autograd.gradcheck`.
+        GradcheckError, ValueError: as of `tgrad.autograd.gradcheck`.
     """
     if not (check_fwd_over_rev or check_rev_over_rev):
         raise AssertionError("Expected at least one of check_fwd_over_rev or check_rev_over_rev to be True")

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tgrad import engine, graph as _graph
-from tgrad.graph import GradientEdge, Node, Origin, Saved
+from tgrad.edges import GradientEdge, accumulator
+from tgrad.graph import Node, Origin, Saved
 from tgrad.hooks import RemovableHandle
 from tgrad.origins import find
 from tgrad.saved_hooks import (
@@ -59,12 +60,22 @@ class SavedRecord:
 
 
 def saved(*roots: Tensor) -> list[SavedRecord]:
-    """Everything that the graph behind `roots` keeps for backward, oldest node first."""
+    """Everything that the graph behind `roots` keeps for backward, oldest node first.
+
+    Shape: any; each record names its own.
+    Dtype: any; each record names its own.
+    Raises: nothing.
+    """
     return [_describe(node, s) for node in nodes(*roots) for s in node.saved or ()]
 
 
 def nodes(*roots: Tensor) -> list[Node]:
-    """Every node behind `roots`, oldest first."""
+    """Every node behind `roots`, oldest first.
+
+    Shape: any.
+    Dtype: any.
+    Raises: nothing.
+    """
     seen = _graph.reachable(roots)
     return [seen[k] for k in sorted(seen, reverse=True)]
 
@@ -104,6 +115,8 @@ def record_origins() -> Iterator[None]:
 def get_gradient_edge(tensor: Tensor) -> GradientEdge:
     """Where the gradient of a tensor arrives; `autograd.grad` takes it in the tensor's place.
 
+    Shape: any.
+    Dtype: floating.
     Raises:
         RuntimeError: the tensor does not require grad.
     """
@@ -111,22 +124,30 @@ def get_gradient_edge(tensor: Tensor) -> GradientEdge:
         raise RuntimeError("It is not possible to get the gradient edge for a Tensor that does not require gradients")
     node = tensor.grad_fn
     if node is None:
-        return GradientEdge(_graph.accumulator(tensor), 0)
+        return GradientEdge(accumulator(tensor), 0)
     assert tensor.node is not None
     return GradientEdge(*tensor.node.target())
 
 
 def increment_version(tensor: Tensor | Iterable[Tensor]) -> None:
-    """Count a write to a tensor, or to each of several, made by means that tgrad does not see."""
+    """Count a write to a tensor, or to each of several, made by means that tgrad does not see.
+
+    Shape: any.
+    Dtype: any.
+    Raises:
+        RuntimeError: an inference tensor, which has no counter.
+    """
     for t in (tensor,) if isinstance(tensor, Tensor) else tensor:
         if t.version is None:
             raise RuntimeError("Inference tensors do not track version counter.")
-        _graph.count_write(t.version, "increment_version")
+        _graph.written(t, "increment_version")
 
 
 def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable[..., None], *, mode: str = "all") -> MultiHandle:
     """Call fn once per backward: with the list of all gradients (None where there is none), or with the first ("any").
 
+    Shape: of the gradients: the tensors'.
+    Dtype: of the gradients: the tensors'.
     Raises:
         ValueError: another mode.
     """

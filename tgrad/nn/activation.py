@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from tgrad import docstrings
 from tgrad.nn import functional as F
 from tgrad.nn.module import Module
+from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor
 
 
+@docstrings.described(p.relu, 1)
 class ReLU(Module):
     """max(x, 0)."""
 
@@ -21,6 +24,7 @@ class ReLU(Module):
         return "inplace=True" if self.inplace else ""
 
 
+@docstrings.described(p.leaky_relu, 1)
 class LeakyReLU(Module):
     """x where positive, else negative_slope * x."""
 
@@ -36,6 +40,7 @@ class LeakyReLU(Module):
         return f"negative_slope={self.negative_slope}" + (", inplace=True" if self.inplace else "")
 
 
+@docstrings.described(p.elu, 1)
 class ELU(Module):
     """x where positive, else alpha * (exp(x) - 1)."""
 
@@ -51,6 +56,7 @@ class ELU(Module):
         return f"alpha={self.alpha}" + (", inplace=True" if self.inplace else "")
 
 
+@docstrings.described(p.silu, 1)
 class SiLU(Module):
     """x * sigmoid(x)."""
 
@@ -65,6 +71,7 @@ class SiLU(Module):
         return "inplace=True" if self.inplace else ""
 
 
+@docstrings.described(p.gelu, 1)
 class GELU(Module):
     """x * Phi(x); approximate: "none" or "tanh"."""
 
@@ -79,6 +86,7 @@ class GELU(Module):
         return f"approximate={self.approximate!r}"
 
 
+@docstrings.described(p.softplus, 1)
 class Softplus(Module):
     """log(1 + exp(beta * x)) / beta; x itself where beta * x > threshold."""
 
@@ -94,6 +102,7 @@ class Softplus(Module):
         return f"beta={self.beta}, threshold={self.threshold}"
 
 
+@docstrings.described(p.tanh, 1)
 class Tanh(Module):
     """The hyperbolic tangent."""
 
@@ -101,6 +110,7 @@ class Tanh(Module):
         return F.tanh(input)
 
 
+@docstrings.described(p.sigmoid, 1)
 class Sigmoid(Module):
     """1 / (1 + exp(-x))."""
 
@@ -109,7 +119,14 @@ class Sigmoid(Module):
 
 
 class Softmax(Module):
-    """exp(x) / sum(exp(x)) along `dim`."""
+    """exp(x) / sum(exp(x)) along `dim`.
+
+    Shape: any; the result has the input's.
+    Dtype: floating; the result has the input's.
+    Raises:
+        RuntimeError: the dtype is not floating.
+        IndexError: `dim` is out of range.
+    """
 
     def __init__(self, dim: int | None = None) -> None:
         super().__init__()
@@ -123,7 +140,14 @@ class Softmax(Module):
 
 
 class LogSoftmax(Module):
-    """log(softmax(x)) along `dim`."""
+    """log(softmax(x)) along `dim`.
+
+    Shape: any; the result has the input's.
+    Dtype: floating; the result has the input's.
+    Raises:
+        RuntimeError: the dtype is not floating.
+        IndexError: `dim` is out of range.
+    """
 
     def __init__(self, dim: int | None = None) -> None:
         super().__init__()

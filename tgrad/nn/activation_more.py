@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from tgrad import activations as A
+from tgrad import activations as A, docstrings
 from tgrad.dtypes import dtype
 from tgrad.nn import functional as F, init
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
-from tgrad.ops import creation
+from tgrad.ops import activations as rows, creation, pointwise as p
 from tgrad.tensor import Tensor
 
 
+@docstrings.described(rows.hardtanh, 1)
 class Hardtanh(Module):
-    """The input limited to [min_val, max_val]."""
+    """The input limited to [min_val, max_val].
+
+    Raises:
+        AssertionError: min_val is not less than max_val.
+        RuntimeError: the dtype is uint8 and a limit is negative.
+    """
 
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
@@ -29,6 +35,7 @@ class Hardtanh(Module):
         return f"min_val={self.min_val}, max_val={self.max_val}" + (", inplace=True" if self.inplace else "")
 
 
+@docstrings.described(rows.hardtanh, 1)
 class ReLU6(Hardtanh):
     """The input limited to [0, 6]."""
 
@@ -39,6 +46,7 @@ class ReLU6(Hardtanh):
         return "inplace=True" if self.inplace else ""
 
 
+@docstrings.described(rows.hardswish, 1)
 class Hardswish(Module):
     """x * relu6(x + 3) / 6."""
 
@@ -50,6 +58,7 @@ class Hardswish(Module):
         return A.hardswish(input, inplace=self.inplace)
 
 
+@docstrings.described(rows.hardsigmoid, 1)
 class Hardsigmoid(Module):
     """relu6(x + 3) / 6."""
 
@@ -61,6 +70,7 @@ class Hardsigmoid(Module):
         return A.hardsigmoid(input, inplace=self.inplace)
 
 
+@docstrings.described(rows.mish, 1)
 class Mish(Module):
     """x * tanh(softplus(x))."""
 
@@ -75,6 +85,7 @@ class Mish(Module):
         return "inplace=True" if self.inplace else ""
 
 
+@docstrings.described(rows.selu, 1)
 class SELU(Module):
     """Scaled ELU, with the constants that keep mean 0 and variance 1."""
 
@@ -89,6 +100,7 @@ class SELU(Module):
         return "inplace=True" if self.inplace else ""
 
 
+@docstrings.described(rows.celu, 1)
 class CELU(Module):
     """x where positive, else alpha * (exp(x / alpha) - 1)."""
 
@@ -103,6 +115,7 @@ class CELU(Module):
         return f"alpha={self.alpha}" + (", inplace=True" if self.inplace else "")
 
 
+@docstrings.described(rows.softsign, 1)
 class Softsign(Module):
     """x / (1 + |x|)."""
 
@@ -110,6 +123,7 @@ class Softsign(Module):
         return A.softsign(input)
 
 
+@docstrings.described(rows.logsigmoid, 1)
 class LogSigmoid(Module):
     """log(sigmoid(x))."""
 
@@ -117,15 +131,27 @@ class LogSigmoid(Module):
         return A.logsigmoid(input)
 
 
+@docstrings.described(p.tanh, 1)
 class Tanhshrink(Module):
-    """x - tanh(x)."""
+    """x - tanh(x).
+
+    Raises:
+        RuntimeError: the dtype is bool.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return input - F.tanh(input)
 
 
 class Softmin(Module):
-    """softmax(-x) along `dim`."""
+    """softmax(-x) along `dim`.
+
+    Shape: any; the result has the input's.
+    Dtype: floating; the result has the input's.
+    Raises:
+        RuntimeError: the dtype is not floating.
+        IndexError: `dim` is out of range.
+    """
 
     def __init__(self, dim: int | None = None) -> None:
         super().__init__()
@@ -138,6 +164,7 @@ class Softmin(Module):
         return f"dim={self.dim}"
 
 
+@docstrings.described(rows.threshold, 1)
 class Threshold(Module):
     """x where it is greater than `threshold`, else `value`."""
 
@@ -153,7 +180,14 @@ class Threshold(Module):
 
 
 class GLU(Module):
-    """The first half of `dim` times the sigmoid of the second."""
+    """The first half of `dim` times the sigmoid of the second.
+
+    Shape: an even size at `dim`, of which the result has half.
+    Dtype: floating; the result has the input's.
+    Raises:
+        RuntimeError: there is no dimension, or its size is odd; the dtype is not floating.
+        IndexError: `dim` is out of range.
+    """
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
@@ -167,7 +201,14 @@ class GLU(Module):
 
 
 class PReLU(Module):
-    """x where positive, else weight * x; weight (num_parameters,) is learned: one, or one for each channel."""
+    """x where positive, else weight * x; weight (num_parameters,) is learned: one, or one for each channel.
+
+    Shape: any; the result has the input's.
+    Dtype: floating, the same of input and weight.
+    Raises:
+        RuntimeError: the input has neither `num_parameters` channels nor is `num_parameters` 1; the dtype is not
+            floating.
+    """
 
     def __init__(
         self, num_parameters: int = 1, init: float = 0.25, device: Any = None, dtype: dtype | None = None

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from tgrad import dtypes
+from tgrad.autocasting import low
 from tgrad.dtypes import dtype
 from tgrad.nn import functional as F, init
 from tgrad.nn.linear import Linear
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.ops import creation, pointwise as p, reduce as r_
-from tgrad.ops.attention import INFINITY, scaled_dot_product_attention
+from tgrad.ops.attention import INFINITY, default_scale, scaled_dot_product_attention, scores_op
 from tgrad.ops.matmul import matmul
 from tgrad.tensor import Tensor
 
 
 class MultiheadAttention(Module):
-    """Attention with `num_heads` projections of query, key and value: (L, N, E), (N, L, E) if batch_first, or (L, E).
+    """Attention with `num_heads` projections of query, key and value (Vaswani et al., 2017).
 
     Args:
         embed_dim: E, a multiple of num_heads; kdim, vdim: of key and value, if they differ.
@@ -26,8 +26,12 @@ class MultiheadAttention(Module):
         bias: whether the projections have one.
         add_bias_kv, add_zero_attn: add one learned, and one zero, key and value to attend to.
 
+    Shape: query (L, N, E), key (S, N, kdim) and value (S, N, vdim) give (L, N, E) and weights (N, L, S); with
+    batch_first, (N, L, E), ...; without a batch, (L, E), ...
+    Dtype: floating, the same of inputs and parameters: `dtype`.
     Raises:
         ValueError, AssertionError: sizes that do not fit.
+        RuntimeError: a mask that does not fit.
     """
 
     in_proj_weight: Parameter | None
@@ -124,16 +128,17 @@ class MultiheadAttention(Module):
             out = matmul(weights, v)
         else:
             out = scaled_dot_product_attention(q, k, v, mask, dropout_p)
+        del q, k, v, mask  # not needed while the heads are joined and projected
         if not batched:
-            joined = out.permute(0, 2, 1, 3).reshape(length, self.embed_dim)
+            out = out.permute(0, 2, 1, 3).reshape(length, self.embed_dim)
         elif self.batch_first:
-            joined = out.permute(0, 2, 1, 3).reshape(n, length, self.embed_dim)
+            out = out.permute(0, 2, 1, 3).reshape(n, length, self.embed_dim)
         else:
-            joined = out.permute(2, 0, 1, 3).reshape(length, n, self.embed_dim)
+            out = out.permute(2, 0, 1, 3).reshape(length, n, self.embed_dim)
         if weights is not None:
             weights = r_.mean(weights, 1) if average_attn_weights else weights
             weights = weights if batched else weights[0]
-        return self.out_proj(joined), weights
+        return self.out_proj(out), weights
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         w, b, e = self.in_proj_weight, self.in_proj_bias, self.embed_dim
@@ -172,7 +177,8 @@ class MultiheadAttention(Module):
 
 def _unsafe_weights(q: Tensor, k: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
     """Weights whose rows are nan where the mask shuts everything out, as PyTorch's are when they are asked for."""
-    scores = matmul(q * math.sqrt(1.0 / q.shape[-1]), k.transpose(-2, -1))
+    q, k = low(q, k)
+    scores = scores_op(q, k.transpose(-2, -1), scale=default_scale(q), kind=q.dtype)
     weights = F.softmax(scores if mask is None else scores + mask, -1)
     return F.dropout(weights, dropout_p) if dropout_p > 0.0 else weights
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tgrad.graph import policy
 from tgrad.hooks import RemovableHandle
 from tgrad.nn.backward_hooks import BackwardHooks
 
@@ -22,6 +23,9 @@ class _Running(threading.local):
 
 
 _running = _Running()
+
+# Runs a block under the policy "leanest"; blocks.py, which stands above this module, sets it.
+run_block: Any = None  # (module, args, kwargs) -> result
 
 
 def current_path() -> str:
@@ -59,6 +63,7 @@ class Calls:
     """A Module's __call__ and its hooks."""
 
     forward: Callable[..., Any]
+    is_block = False  # a direct child of a ModuleList or Sequential
 
     if TYPE_CHECKING:
         _forward_hooks: dict[int, Callable]
@@ -76,6 +81,8 @@ class Calls:
         try:
             if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
                 return self._call_with_hooks(args, kwargs)
+            if self.is_block and policy.get() == "leanest":
+                return run_block(self, args, kwargs)
             return self.forward(*args, **kwargs)
         finally:
             stack.pop()

@@ -19,6 +19,16 @@ class _Numbered(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Add a submodule.
+
+        Raises:
+            KeyError: the name is taken, empty or has a dot. TypeError: not a Module.
+        """
+        super().add_module(name, module)
+        if module is not None:
+            module.is_block = True
+
     def _key(self, index: int) -> str:
         n, index = len(self), operator.index(index)
         if not -n <= index < n:
@@ -27,6 +37,7 @@ class _Numbered(Module):
 
     def __setitem__(self, index: int, module: Module) -> None:
         setattr(self, self._key(index), module)
+        module.is_block = True
 
     def __delitem__(self, index: int | slice) -> None:
         for key in list(self._modules)[index] if isinstance(index, slice) else [self._key(index)]:
@@ -36,6 +47,8 @@ class _Numbered(Module):
     def _renumber(self, modules: list[Module]) -> None:
         self._modules.clear()
         self._modules.update({str(i): module for i, module in enumerate(modules)})
+        for module in modules:
+            module.is_block = True
 
     def append(self, module: Module) -> Any:
         """Add a module at the end; returns self."""

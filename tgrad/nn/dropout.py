@@ -8,10 +8,14 @@ from tgrad.tensor import Tensor
 
 
 class Dropout(Module):
-    """In training, zeroes elements with probability p and scales the others by 1 / (1 - p); else returns its input.
+    """In training, zeroes elements with probability p and scales the others by 1 / (1 - p) (Srivastava et al., 2014);
+    else returns its input.
 
+    Shape: any; the result has the input's.
+    Dtype: floating; the result has the input's.
     Raises:
-        ValueError: p is not in [0, 1].
+        ValueError: `p` is not in [0, 1].
+        RuntimeError: in training, the dtype is not floating.
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:

@@ -11,7 +11,14 @@ from tgrad.tensor import Tensor
 
 
 class Flatten(Module):
-    """Joins dimensions start_dim to end_dim: (N, A, B) -> (N, A * B)."""
+    """Joins dimensions start_dim to end_dim.
+
+    Shape: (N, A, B) gives (N, A * B).
+    Dtype: the input's.
+    Raises:
+        RuntimeError: `start_dim` comes after `end_dim`.
+        IndexError: a dimension is out of range.
+    """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         super().__init__()
@@ -26,10 +33,14 @@ class Flatten(Module):
 
 
 class Unflatten(Module):
-    """Splits a dimension: (N, A * B) with dim 1 and sizes (A, B) -> (N, A, B). One size may be -1.
+    """Splits a dimension.
 
+    Shape: (N, A * B) with dim 1 and sizes (A, B) gives (N, A, B). One size may be -1.
+    Dtype: the input's.
     Raises:
         TypeError: dim is no integer, or the sizes are no integers.
+        RuntimeError: the sizes do not multiply to the dimension.
+        IndexError: `dim` is out of range.
     """
 
     def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:

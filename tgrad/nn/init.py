@@ -55,41 +55,82 @@ def _draw(tensor: Tensor, kind: str, a: float, b: float, generator: Generator | 
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """Draw from [a, b)."""
+    """Draw from [a, b).
+
+    Shape: any; kept.
+    Dtype: floating; kept.
+    Raises:
+        RuntimeError: the dtype is not floating.
+    """
     return _draw(tensor, "uniform", a, b - a, generator)
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """Draw from the normal distribution."""
+    """Draw from the normal distribution.
+
+    Shape: any; kept.
+    Dtype: floating; kept.
+    Raises:
+        RuntimeError: the dtype is not floating.
+    """
     return _draw(tensor, "normal", mean, std, generator)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    """Fill with one value."""
+    """Fill with one value.
+
+    Shape: any; kept.
+    Dtype: any; kept.
+    Raises: nothing.
+    """
     with modes.no_grad():
         tensor.copy_(creation.full(tuple(tensor.shape), val, dtype=tensor.dtype))
     return tensor
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    """Fill with ones."""
+    """Fill with ones.
+
+    Shape: any; kept.
+    Dtype: any; kept.
+    Raises: nothing.
+    """
     return constant_(tensor, 1.0)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """Fill with zeros."""
+    """Fill with zeros.
+
+    Shape: any; kept.
+    Dtype: any; kept.
+    Raises: nothing.
+    """
     return constant_(tensor, 0.0)
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """Draw from [-a, a), a = gain * sqrt(6 / (fan_in + fan_out)): (out, in, ...)."""
+    """Draw from [-a, a), a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010).
+
+    Shape: (out, in, ...); kept.
+    Dtype: floating; kept.
+    Raises:
+        ValueError: fewer than two dimensions.
+        RuntimeError: the dtype is not floating.
+    """
     fan_in, fan_out = _fans(tensor)
     bound = gain * math.sqrt(6.0 / (fan_in + fan_out))
     return uniform_(tensor, -bound, bound, generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """Draw normal numbers of deviation gain * sqrt(2 / (fan_in + fan_out)): (out, in, ...)."""
+    """Draw normal numbers of deviation gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio, 2010).
+
+    Shape: (out, in, ...); kept.
+    Dtype: floating; kept.
+    Raises:
+        ValueError: fewer than two dimensions.
+        RuntimeError: the dtype is not floating.
+    """
     fan_in, fan_out = _fans(tensor)
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / (fan_in + fan_out)), generator)
 
@@ -98,11 +139,17 @@ def kaiming_uniform_(
     tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu",
     generator: Generator | None = None,
 ) -> Tensor:  # fmt: skip
-    """Draw from [-b, b), b = gain * sqrt(3 / fan): (out, in, ...).
+    """Draw from [-b, b), b = gain * sqrt(3 / fan) (He et al., 2015).
 
     Args:
         a: slope of the leaky_relu that follows.
         mode: the fan that counts, "fan_in" or "fan_out".
+
+    Shape: (out, in, ...); kept.
+    Dtype: floating; kept.
+    Raises:
+        ValueError: fewer than two dimensions; another mode; an unknown activation.
+        RuntimeError: the dtype is not floating.
     """
     std = _kaiming_std(tensor, a, mode, nonlinearity)
     return tensor if std is None else uniform_(tensor, -math.sqrt(3.0) * std, math.sqrt(3.0) * std, generator)
@@ -112,7 +159,14 @@ def kaiming_normal_(
     tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu",
     generator: Generator | None = None,
 ) -> Tensor:  # fmt: skip
-    """Draw normal numbers of deviation gain / sqrt(fan); arguments as for `kaiming_uniform_`."""
+    """Draw normal numbers of deviation gain / sqrt(fan) (He et al., 2015). Arguments as of `kaiming_uniform_`.
+
+    Shape: (out, in, ...); kept.
+    Dtype: floating; kept.
+    Raises:
+        ValueError: fewer than two dimensions; another mode; an unknown activation.
+        RuntimeError: the dtype is not floating.
+    """
     std = _kaiming_std(tensor, a, mode, nonlinearity)
     return tensor if std is None else normal_(tensor, 0.0, std, generator)
 

@@ -14,7 +14,12 @@ from tgrad.tensor import Tensor
 
 
 class Identity(Module):
-    """Returns its input. Takes any arguments and ignores them."""
+    """Returns its input. Takes any arguments and ignores them.
+
+    Shape: any; the result has the input's.
+    Dtype: the input's.
+    Raises: nothing.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -24,11 +29,16 @@ class Identity(Module):
 
 
 class Linear(Module):
-    """input @ weight.T + bias: (*, in_features) -> (*, out_features).
+    """input @ weight.T + bias.
 
     Attributes:
         weight: (out_features, in_features).
         bias: (out_features,), or None.
+
+    Shape: (..., in_features) gives (..., out_features).
+    Dtype: the same of input, weight and bias; `dtype` is that of the parameters.
+    Raises:
+        RuntimeError: the input's last size, or its dtype, does not fit.
     """
 
     in_features: int

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 from tgrad import dtypes
 from tgrad.autocasting import full, is_autocast_enabled
 from tgrad.layout import broadcast_shapes
-from tgrad.ops import losses as l_, pointwise as p, reduce as r_, softmax as rows
+from tgrad.ops import bounds, losses as l_, pointwise as p, reduce as r_, softmax as rows
 from tgrad.tensor import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -75,8 +76,12 @@ def mse_loss(
     Args:
         weight: of the input's shape; multiplies each element, and the mean is by the sum of weights.
 
+    Shape: input and target broadcast (PyTorch's warning where they differ); the result is 0-dim, with "none" the
+    broadcast shape.
+    Dtype: floating; the result has their common dtype.
     Raises:
-        ValueError: an unknown reduction. RuntimeError: the shapes cannot be broadcast.
+        ValueError: an unknown reduction.
+        RuntimeError: the shapes cannot be broadcast.
     """
     _tensors("mse_loss", input=input, target=target)
     _sizes(input, target)
@@ -89,7 +94,16 @@ def l1_loss(
     input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
     reduction: str = "mean", weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """|input - target|, its mean or its sum; arguments and errors as `mse_loss`."""
+    """|input - target|, its mean or its sum. Arguments as of `tgrad.nn.functional.mse_loss`.
+
+    Shape: input and target broadcast (PyTorch's warning where they differ); the result is 0-dim, with "none" the
+    broadcast shape.
+    Dtype: the operands' common dtype; floating for a mean.
+    Raises:
+        TypeError: an argument is no Tensor.
+        ValueError: an unknown reduction; weight has another shape.
+        RuntimeError: the shapes do not broadcast; a mean of integers.
+    """
     _tensors("l1_loss", input=input, target=target)
     _sizes(input, target)
     reduction = _reduction(size_average, reduce, reduction)
@@ -111,8 +125,12 @@ def smooth_l1_loss(
 ) -> Tensor:  # fmt: skip
     """With d = |input - target|: d * d / (2 * beta) where d < beta, else d - beta / 2; reduced.
 
+    Shape: input and target broadcast (PyTorch's warning where they differ); the result is 0-dim, with "none" the
+    broadcast shape.
+    Dtype: floating; the result has their common dtype.
     Raises:
-        RuntimeError: beta is negative, or shapes that cannot be broadcast. ValueError: an unknown reduction.
+        RuntimeError: beta is negative, or shapes that cannot be broadcast.
+        ValueError: an unknown reduction.
     """
     _tensors("smooth_l1_loss", input=input, target=target)
     _sizes(input, target)
@@ -128,10 +146,14 @@ def smooth_l1_loss(
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
 ) -> Tensor:
-    """With d = |input - target|: d * d / 2 where d <= delta, else delta * (d - delta / 2); reduced.
+    """With d = |input - target|: d * d / 2 where d <= delta, else delta * (d - delta / 2) (Huber, 1964); reduced.
 
+    Shape: input and target broadcast (PyTorch's warning where they differ); the result is 0-dim, with "none" the
+    broadcast shape.
+    Dtype: floating; the result has their common dtype.
     Raises:
-        RuntimeError: delta is not positive, or shapes that cannot be broadcast. ValueError: an unknown reduction.
+        RuntimeError: delta is not positive, or shapes that cannot be broadcast.
+        ValueError: an unknown reduction.
     """
     _tensors("huber_loss", input=input, target=target)
     _sizes(input, target)
@@ -154,8 +176,11 @@ def binary_cross_entropy(
     Args:
         input: probabilities; target: of the same shape; weight: broadcast to it.
 
+    Shape: input and target alike; weight broadcasts to them; the result is 0-dim, with "none" theirs.
+    Dtype: floating; the result has their common dtype.
     Raises:
-        ValueError: shapes differ, or an unknown reduction. RuntimeError: an input outside [0, 1] (CPU).
+        ValueError: shapes differ, or an unknown reduction.
+        RuntimeError: an input outside [0, 1] (CPU); under autocast.
     """
     _tensors("binary_cross_entropy", input=input, target=target)
     if is_autocast_enabled():
@@ -186,6 +211,8 @@ def binary_cross_entropy_with_logits(
     Args:
         weight: multiplies each element's loss; pos_weight: the part of positive targets. Both are broadcast.
 
+    Shape: input and target alike; weight and pos_weight broadcast to them; the result is 0-dim, with "none" theirs.
+    Dtype: floating; the result has their common dtype.
     Raises:
         ValueError: shapes differ, or an unknown reduction.
     """
@@ -210,6 +237,8 @@ def kl_div(
     Args:
         reduction: "none", "sum", "mean" (over elements) or "batchmean" (the sum over the first size).
 
+    Shape: input and target broadcast; the result is 0-dim, with "none" their broadcast shape.
+    Dtype: floating; the result has their common dtype.
     Raises:
         ValueError: an unknown reduction.
     """
@@ -250,11 +279,13 @@ def _picked(
     if target.dtype not in (dtypes.int64, dtypes.uint8):
         raise RuntimeError(f"expected scalar type Long but found {target.dtype.legacy}")
     _check_weight(weight, logp.shape[-1])
-    if not logp.is_cuda and target.numel():
-        rows._check_classes(target, logp.shape[-1], ignore_index)
+    rows.check_classes("nll_loss", target, logp.shape[-1], ignore_index)
     kept = p.ne(target, ignore_index)
     target = p.where(kept, target.to(dtypes.int64), -1)
     loss = -l_.pick(logp, target)
+    if not bounds.host:  # where nobody looked, what is no class gives nan, as in rows.cross_entropy
+        wrong = p.logical_and(kept, p.logical_or(p.lt(target, 0), p.ge(target, logp.shape[-1])))
+        loss = loss + p.where(wrong, math.nan, 0.0)
     if weight is None:
         scale = kept
     else:
@@ -275,8 +306,14 @@ def nll_loss(
         weight: (C,), of each class; the mean is by the sum of the weights of the targets.
         ignore_index: a class that counts for nothing, and not in the mean.
 
+    Shape: input (C,), (N, C) or (N, C, ...); target (), (N,) or (N, ...); weight (C,); the result is 0-dim, with "none"
+    target's.
+    Dtype: input: floating, and the result too; target: int64 or uint8.
     Raises:
-        ValueError, RuntimeError: shapes, dtypes or arguments do not fit. IndexError: a class is out of range (CPU).
+        TypeError: input or target is no Tensor.
+        ValueError: an unknown reduction; input is 0-dimensional; the batches have two sizes.
+        RuntimeError: other sizes do not fit; target holds no classes; weight is not (C,).
+        IndexError: a class is out of range (CPU).
     """
     _tensors("nll_loss", input=input, target=target)
     reduction = _reduction(size_average, reduce, reduction)
@@ -308,8 +345,15 @@ def cross_entropy(
         ignore_index: a class that counts for nothing, and not in the mean.
         label_smoothing: how much of the target is spread over all classes, in [0, 1].
 
+    Shape: input (C,), (N, C) or (N, C, ...); target (), (N,) or (N, ...), or input's where it holds probabilities;
+    weight (C,); the result is 0-dim, with "none" that of the classes.
+    Dtype: input: floating, and the result too; target: int64 or uint8, or floating for probabilities.
     Raises:
-        ValueError, RuntimeError: shapes, dtypes or arguments do not fit. IndexError: a class is out of range (CPU).
+        TypeError: input or target is no Tensor.
+        ValueError: an unknown reduction; the batches have two sizes.
+        RuntimeError: other sizes or dtypes do not fit; weight is not (C,); label_smoothing is not in [0, 1];
+            ignore_index is given beside probabilities.
+        IndexError: a class is out of range (CPU).
     """
     reduction = _reduction(size_average, reduce, reduction)
     probabilities = isinstance(target, Tensor) and target.is_floating_point()

@@ -7,6 +7,7 @@ from typing import Any
 
 from tgrad import modes
 from tgrad.dtypes import bfloat16, dtype, float16, float32, float64
+from tgrad.graph import next_key
 from tgrad.nn.calls import Calls, current_path
 from tgrad.nn.parameter import Buffer, Parameter, clear_grad, typename
 from tgrad.nn.state import State
@@ -393,6 +394,7 @@ def indent(text: str) -> str:
 def _set_data(t: Tensor, new: Tensor) -> None:
     """Let t, the same object with its version counter, stand for new's memory."""
     t.layout, t.storage, t.ptr = new.layout, new.storage, new.ptr
+    t.storage.changed = next_key()
 
 
 __all__ = ["Module", "current_path", "indent"]

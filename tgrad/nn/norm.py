@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tgrad import once
 from tgrad.dtypes import dtype, int64
 from tgrad.nn import functional as F, init
 from tgrad.nn.module import Module
@@ -14,13 +15,19 @@ from tgrad.tensor import Tensor
 
 
 class BatchNorm1d(Module):
-    """Normalises each channel of (N, C) or (N, C, L) over the batch, then scales and shifts it.
+    """Normalises each channel over the batch, then scales and shifts it (Ioffe and Szegedy, 2015).
 
     Args:
         num_features: C.
         momentum: how far running statistics move towards those of a batch; None: they are the mean of all batches.
         affine, bias: whether there is a weight (C,), and a bias (C,).
         track_running_stats: keep running statistics, for evaluation.
+
+    Shape: (N, C) or (N, C, L); the result has the input's.
+    Dtype: floating; the result has the input's; `dtype` is that of the parameters.
+    Raises:
+        ValueError: another number of dimensions; one value per channel in training.
+        RuntimeError: another number of channels.
     """
 
     _version = 2
@@ -70,7 +77,7 @@ class BatchNorm1d(Module):
             ranks = " or ".join(f"{n}D" for n in self._ranks)
             raise ValueError(f"expected {ranks} input (got {input.ndim}D input)")
         momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.num_batches_tracked is not None:
+        if self.training and self.num_batches_tracked is not None and not once.is_again():
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
@@ -102,17 +109,29 @@ class BatchNorm1d(Module):
 
 
 class BatchNorm2d(BatchNorm1d):
-    """Normalises each channel of (N, C, H, W) over all else, then scales and shifts it. Arguments as `BatchNorm1d`."""
+    """Normalises each channel over all else, then scales and shifts it. Arguments as of `tgrad.nn.BatchNorm1d`.
+
+    Shape: (N, C, H, W); the result has the input's.
+    Dtype: floating; the result has the input's; `dtype` is that of the parameters.
+    Raises:
+        ValueError: another number of dimensions; one value per channel in training.
+        RuntimeError: another number of channels.
+    """
 
     _ranks = (4,)
 
 
 class LayerNorm(Module):
-    """Normalises over the trailing dimensions `normalized_shape`, then scales and shifts each element.
+    """Normalises over trailing dimensions, then scales and shifts each element (Ba et al., 2016).
 
     Args:
         normalized_shape: their sizes; an integer for one.
         elementwise_affine, bias: whether there is a weight, and a bias, of that shape.
+
+    Shape: (..., *normalized_shape); the result has the input's.
+    Dtype: floating; the result has the input's; `dtype` is that of the parameters.
+    Raises:
+        RuntimeError: the trailing sizes are others; the dtype is not floating.
     """
 
     def __init__(
@@ -143,12 +162,18 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """Divides by the root of the mean square over the trailing dimensions `normalized_shape`, then scales each element.
+    """Divides by the root of the mean square over trailing dimensions, then scales each element (Zhang and Sennrich,
+    2019).
 
     Args:
         normalized_shape: their sizes; an integer for one.
         eps: added to the mean square; None: the distance from 1 to the next number of the input's dtype.
         elementwise_affine: whether there is a weight of that shape.
+
+    Shape: (..., *normalized_shape); the result has the input's.
+    Dtype: floating; the result has the input's; `dtype` is that of the parameters.
+    Raises:
+        RuntimeError: the trailing sizes are others; the dtype is not floating.
     """
 
     def __init__(
@@ -175,10 +200,13 @@ class RMSNorm(Module):
 
 
 class GroupNorm(Module):
-    """Normalises (N, C, ...) over each group of channels, then scales and shifts each channel.
+    """Normalises over each group of channels, then scales and shifts each channel (Wu and He, 2018).
 
+    Shape: (N, C, ...); the result has the input's.
+    Dtype: floating; the result has the input's; `dtype` is that of the parameters.
     Raises:
-        ValueError: num_channels is no multiple of num_groups.
+        ValueError: num_channels is no multiple of num_groups; one value per group.
+        RuntimeError: another number of channels; the dtype is not floating.
     """
 
     def __init__(

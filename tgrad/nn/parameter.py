@@ -37,8 +37,11 @@ class Parameter(Tensor):
     Args:
         data: its values; memory and version counter are shared, history is not. None: no elements.
 
+    Shape: any; that of `data`.
+    Dtype: floating, or any with requires_grad=False; that of `data`.
     Raises:
         RuntimeError: gradients of an integer tensor, or of an inference tensor outside inference mode.
+        TypeError: `data` is no Tensor.
     """
 
     def __new__(cls, data: Tensor | None = None, requires_grad: bool = True) -> Parameter:
@@ -63,6 +66,11 @@ class Buffer(Tensor):
 
     Args:
         persistent: whether it is part of the module's state_dict.
+
+    Shape: any; that of `data`.
+    Dtype: any; that of `data`.
+    Raises:
+        TypeError: `data` is no Tensor.
     """
 
     persistent: bool

@@ -13,8 +13,12 @@ from tgrad.tensor import Tensor
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """sum(x1 * x2) / (max(|x1|, eps) * max(|x2|, eps)) along `dim`, for tensors that can be broadcast.
 
+    Shape: the operands broadcast; the result is without `dim`.
+    Dtype: floating; the operands' common dtype.
     Raises:
-        RuntimeError: integer tensors, or shapes that cannot be broadcast. IndexError: no such dimension.
+        RuntimeError: the dtype is not floating; the shapes do not broadcast.
+        TypeError: an operand is no Tensor.
+        IndexError: `dim` is out of range.
     """
     _tensors("cosine_similarity", x1=x1, x2=x2)
     x1, x2 = full(x1, x2)
@@ -34,8 +38,12 @@ def cosine_embedding_loss(
 ) -> Tensor:  # fmt: skip
     """1 - cos(input1, input2) where target is 1, max(0, cos - margin) where it is -1: (N, D), target (N,); or (D,), ().
 
+    Shape: inputs (N, D) and target (N,), or (D,) and (); the result is 0-dim, with "none" target's.
+    Dtype: the inputs' common dtype, of integers the default dtype.
     Raises:
-        RuntimeError: ranks do not fit. ValueError: an unknown reduction.
+        RuntimeError: ranks do not fit.
+        ValueError: an unknown reduction.
+        TypeError: an argument is no Tensor.
     """
     _tensors("cosine_embedding_loss", input1=input1, input2=input2, target=target)
     reduction = _reduction(size_average, reduce, reduction)

@@ -10,19 +10,25 @@ from tgrad.nn import init
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.ops import creation
-from tgrad.ops.classes import embedding
+from tgrad.ops.classes import embedding, refuse_sparse
 from tgrad.tensor import Tensor
 
 
 class Embedding(Module):
-    """The rows of weight (num_embeddings, embedding_dim) that the input names: (*) gives (*, embedding_dim).
+    """The rows of weight (num_embeddings, embedding_dim) that the input names.
 
     Args:
         padding_idx: a row that starts at zero and gets no gradient.
-        max_norm, norm_type, scale_grad_by_freq, sparse: PyTorch's; only the defaults are supported.
+        max_norm: rows that are used and whose norm, of order `norm_type`, is greater are scaled to it, in place.
+        scale_grad_by_freq: divide each row's gradient by how often the input names it.
+        sparse: not supported.
 
+    Shape: any; the result has one more dimension, of `embedding_dim`.
+    Dtype: int32 or int64; the result has weight's: `dtype`.
     Raises:
-        AssertionError: padding_idx, or the given weight, does not fit. NotImplementedError: another option.
+        AssertionError: padding_idx, or the given weight, does not fit.
+        NotImplementedError: sparse.
+        IndexError: an index is out of range (CPU).
     """
 
     def __init__(
@@ -31,9 +37,7 @@ class Embedding(Module):
         _freeze: bool = False, device: Any = None, dtype: dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        for name, given in (("max_norm", max_norm), ("scale_grad_by_freq", scale_grad_by_freq), ("sparse", sparse)):
-            if given:
-                raise NotImplementedError(f"Embedding: {name}={given} is not supported")
+        refuse_sparse("Embedding", sparse)
         if padding_idx is not None:
             if not -num_embeddings <= padding_idx < num_embeddings:
                 raise AssertionError("Padding_idx must be within num_embeddings")
@@ -51,12 +55,17 @@ class Embedding(Module):
             self.weight = Parameter(_weight, requires_grad=not _freeze)
 
     @classmethod
-    def from_pretrained(cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None) -> Embedding:
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None, max_norm: float | None = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+    ) -> Embedding:  # fmt: skip
         """An Embedding over a table (num_embeddings, embedding_dim); `freeze`: it is not trained."""
         if embeddings.ndim != 2:
             raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
         rows, columns = embeddings.shape
-        return cls(rows, columns, padding_idx, _weight=embeddings, _freeze=freeze)
+        return cls(
+            rows, columns, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, embeddings, _freeze=freeze
+        )
 
     def reset_parameters(self) -> None:
         """Draw the table anew from the normal distribution; the padding row is zero."""
@@ -66,8 +75,14 @@ class Embedding(Module):
                 self.weight[self.padding_idx].fill_(0)
 
     def forward(self, input: Tensor) -> Tensor:
-        return embedding(input, self.weight, self.padding_idx)
+        return embedding(
+            input, self.weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
 
     def extra_repr(self) -> str:
         padding = f", padding_idx={self.padding_idx}" if self.padding_idx is not None else ""
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+        shown = f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+        for name, usual in (("max_norm", None), ("norm_type", 2), ("scale_grad_by_freq", False)):
+            value = getattr(self, name)
+            shown += "" if value == usual else f", {name}={value}"
+        return shown

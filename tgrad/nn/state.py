@@ -98,9 +98,9 @@ class State:
             ValueError: the file is truncated or wrong.
         """
         if isinstance(state_dict, (str, os.PathLike)):
-            from tgrad.serialization import load
+            from tgrad.serialization import load, mapped
 
-            state_dict = load(state_dict)
+            state_dict = load(state_dict) if assign else mapped(state_dict)  # mapped: no second copy of the weights
             self._check_fits(state_dict, strict)
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
@@ -119,7 +119,7 @@ class State:
             raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{listed}")
         return _IncompatibleKeys(missing, unexpected)
 
-    def _check_fits(self, given: Mapping[str, Tensor], strict: bool) -> None:
+    def _check_fits(self, given: Mapping[str, Any], strict: bool) -> None:
         """Raise what loading would, before it."""
         own = self.state_dict()
         errors = []
@@ -131,7 +131,7 @@ class State:
         errors += [
             f"size mismatch for {k}: copying a param with shape {given[k].shape} from checkpoint, the shape in current "
             f"model is {t.shape}."
-            for k, t in own.items() if k in given and given[k].shape != t.shape
+            for k, t in own.items() if k in given and tuple(given[k].shape) != tuple(t.shape)
         ]  # fmt: skip
         if errors:
             listed = "\n\t".join(errors)

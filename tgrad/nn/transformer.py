@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tgrad.dtypes import dtype
+from tgrad.inplace import write
+from tgrad.modes import current
 from tgrad.nn import functional as F
 from tgrad.nn.attention import MultiheadAttention
 from tgrad.nn.container import ModuleList
@@ -14,19 +16,23 @@ from tgrad.nn.dropout import Dropout
 from tgrad.nn.linear import Linear
 from tgrad.nn.module import Module
 from tgrad.nn.norm import LayerNorm
+from tgrad.ops import pointwise as p
 from tgrad.tensor import Tensor
 
 
 class TransformerEncoderLayer(Module):
-    """Self-attention and a feedforward network, each with a residual and a layer norm: shape as `MultiheadAttention`.
+    """Self-attention and a feedforward network, each with a residual and a layer norm (Vaswani et al., 2017).
 
     Args:
         d_model, nhead, dim_feedforward: sizes of the stream, number of heads, hidden size of the feedforward network.
         activation: "relu", "gelu" or a function.
         norm_first: norms come before attention and feedforward, not after.
 
+    Shape: (L, N, E), with batch_first (N, L, E), or (L, E); the result has the input's.
+    Dtype: floating, the same of input and parameters: `dtype`.
     Raises:
         RuntimeError: an unknown activation.
+        AssertionError: sizes or masks do not fit.
     """
 
     def __init__(
@@ -69,7 +75,17 @@ class TransformerEncoderLayer(Module):
         return self.dropout1(out)
 
     def _feed(self, x: Tensor) -> Tensor:
-        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+        x = self.linear1(x)  # one name for all, so that each is freed as soon as the next is made
+        x = self._activated(x)
+        x = self.dropout(x)
+        return self.dropout2(self.linear2(x))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """The activation of linear1's result; in its memory where nothing is recorded and nobody else can hold it."""
+        f, first = self.activation, self.linear1
+        row = p.relu if f is F.relu else p.gelu if f is F.gelu else None
+        theirs = type(first) is not Linear or first._forward_hooks or "forward" in vars(first)
+        return f(x) if row is None or theirs or current().record else write(row, x, (x,))
 
 
 class TransformerEncoder(Module):
@@ -77,6 +93,11 @@ class TransformerEncoder(Module):
 
     Args:
         enable_nested_tensor, mask_check: accepted for PyTorch's sake: they choose how it computes.
+
+    Shape: as of its layers, which keep it.
+    Dtype: floating, that of the parameters.
+    Raises:
+        RuntimeError: what its layers raise.
     """
 
     def __init__(

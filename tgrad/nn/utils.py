@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
+from typing import Any
 
-from tgrad import modes
+from tgrad import dtypes, modes
 from tgrad.ops import pointwise as p, reduce as r_
 from tgrad.ops.creation import zeros
 from tgrad.ops.joining import cat, stack
 from tgrad.tensor import Tensor
+from tgrad.totals import total as total_of
+from tgrad.updates import update
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -22,15 +26,20 @@ def get_total_norm(
 ) -> Tensor:  # fmt: skip
     """The norm of all elements of `tensors` as if they were one vector; `norm_type` may be inf.
 
+    Shape: any of each; the result is 0-dim.
+    Dtype: floating; the result has their common dtype.
     Raises:
         RuntimeError: it is not finite, and error_if_nonfinite.
     """
     given = _listed(tensors)
     if not given:
         return zeros(())
+    order = float(norm_type)
     with modes.no_grad():
-        norms = stack([_norm(t.detach(), float(norm_type)) for t in given])
-        total = _norm(norms, float(norm_type))
+        if 0 < order < math.inf and all(t.is_floating_point() for t in given):
+            total = _root(given, order)
+        else:
+            total = _norm(stack([_norm(t.detach(), order) for t in given]), order)
     if error_if_nonfinite and not math.isfinite(float(total)):
         raise RuntimeError(
             f"The total norm of order {float(norm_type)} for gradients from `parameters` is non-finite, so it cannot "
@@ -40,9 +49,23 @@ def get_total_norm(
     return total
 
 
-def _norm(t: Tensor, order: float) -> Tensor:
+def _root(tensors: list[Tensor], order: float) -> Tensor:
+    """The norm of a finite order above 0, summed over the elements of all tensors at once."""
+    kind = functools.reduce(dtypes.promote, [t.dtype for t in tensors])
     if order == 2.0:
-        return p.sqrt(r_.sum(t * t))
+        return p.sqrt(total_of("norm", _square, tensors)).to(kind)
+    return p.pow(total_of("norm", _power, tensors, (order,)), 1.0 / order).to(kind)
+
+
+def _square(t: Any) -> Any:
+    return t * t
+
+
+def _power(t: Any, order: Any) -> Any:
+    return p.pow(p.abs(t), order)
+
+
+def _norm(t: Tensor, order: float) -> Tensor:
     if math.isinf(order):
         return r_.amax(p.abs(t)) if order > 0 else r_.amin(p.abs(t))
     if order == 0.0:
@@ -58,6 +81,8 @@ def clip_grad_norm_(
 
     Nothing waits for the device.
 
+    Shape: any of each; the result is 0-dim.
+    Dtype: floating; the result has the gradients' common dtype.
     Raises:
         RuntimeError: the norm is not finite, and error_if_nonfinite.
     """
@@ -65,15 +90,24 @@ def clip_grad_norm_(
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
     with modes.no_grad():
         scale = p.clamp_max(float(max_norm) / (total + 1e-6), 1.0)
-        for g in grads:
-            g.mul_(scale.to(g.dtype))
+        for kind in dict.fromkeys(g.dtype for g in grads):
+            update("mul_", _scaled, (0,), [(g,) for g in grads if g.dtype is kind], shared=(scale.to(kind),))
     return total
+
+
+def _scaled(g: Any, scale: Any) -> tuple:
+    return (g * scale,)
 
 
 def clip_grad_value_(
     parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
 ) -> None:
-    """Limit each element of the gradients to [-clip_value, clip_value], in place."""
+    """Limit each element of the gradients to [-clip_value, clip_value], in place.
+
+    Shape: any of each; kept.
+    Dtype: floating; kept.
+    Raises: nothing.
+    """
     with modes.no_grad():
         for t in _listed(parameters):
             if t._grad is not None:
@@ -81,15 +115,24 @@ def clip_grad_value_(
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
-    """All elements of `parameters` as one vector, through which gradients flow."""
+    """All elements of `parameters` as one vector, through which gradients flow.
+
+    Shape: any of each; the result is a vector of all elements.
+    Dtype: their common dtype.
+    Raises:
+        ValueError: none are given.
+    """
     return cat([t.reshape(-1) for t in parameters], 0)
 
 
 def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
     """Write the elements of `vec` into `parameters`, in their order.
 
+    Shape: `vec`: (N,), as many elements as the parameters have together.
+    Dtype: kept; `vec` is converted.
     Raises:
-        TypeError: vec is no Tensor.
+        TypeError: `vec` is no Tensor.
+        RuntimeError: `vec` has too few elements.
     """
     if not isinstance(vec, Tensor):
         raise TypeError(f"expected torch.Tensor, but got: {type(vec).__name__}")

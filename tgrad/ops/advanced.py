@@ -17,12 +17,14 @@ from tgrad import dtypes, modes
 from tgrad.aliasing import wants_grad
 from tgrad.layout import broadcast_shapes, may_overlap_itself
 from tgrad.ops import creation, pointwise as p
+from tgrad.ops.basic_indexing import _slice, index as basic
+from tgrad.ops.bounds import outside
 from tgrad.ops.indexing import INDEX
 from tgrad.ops.masks import _found
-from tgrad.ops.places import accumulate_op, get_op, joined, outside, put_op, region, write_places
+from tgrad.ops.places import accumulate_op, get_op, joined, put_op, region, write_places
 from tgrad.ops.reduce import expand
 from tgrad.ops.transfer import copy_into
-from tgrad.ops.views import _slice, alias_op, index as basic, reshape, select, squeeze, unbind, unsqueeze_op
+from tgrad.ops.views import alias_op, reshape, select, squeeze, unbind, unsqueeze_op
 from tgrad.tensor import Tensor
 
 _BASIC = (int, slice, type(None), type(Ellipsis))
@@ -31,8 +33,12 @@ _BASIC = (int, slice, type(None), type(Ellipsis))
 def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key]: a view for integers, slices, None and Ellipsis; a copy where a tensor, list, array or bool is among them.
 
+    Shape: integers drop a dimension, slices keep it, None adds one; tensors broadcast to theirs, in the place of the
+    first (in front, if they stand apart); a bool tensor counts as its `nonzero`.
+    Dtype: any; the result has the tensor's. Indices: int32, int64, uint8 or bool.
     Raises:
         IndexError: out of range (of tensors: on the CPU), too many, of another kind, or shapes that do not broadcast.
+        ValueError: a slice's step is not positive.
     """
     if type(key) in _BASIC:
         return basic(x, key)
@@ -49,8 +55,12 @@ def getitem(x: Tensor, key: Any) -> Tensor:
 def setitem(x: Tensor, key: Any, value: Any) -> None:
     """x[key] = value, broadcast.
 
+    Shape: value broadcasts to that of x[key].
+    Dtype: kept; numbers are converted, and tensors too where key holds no tensor.
     Raises:
-        IndexError: as `getitem`. RuntimeError: shapes do not fit; with tensor indices, value has another dtype.
+        IndexError: as of x[key].
+        RuntimeError: shapes do not fit; with tensor indices, value has another dtype; the write is refused.
+        TypeError: value is neither a Tensor nor a number.
     """
     parts = _parts(key)
     view, indices = _split(x, parts)
@@ -68,15 +78,27 @@ def index_put_(self: Tensor, indices: Sequence[Tensor | None], values: Tensor, a
 
     On a GPU, floats are added by atomics, in any order.
 
+    Shape: kept; values broadcasts to that of self[indices].
+    Dtype: kept; values has it too; indices: int32, int64, uint8 or bool.
     Raises:
-        IndexError, RuntimeError: as x[indices] = values.
+        IndexError: as of x[key].
+        RuntimeError: values has another dtype or does not fit; the write is refused.
+        TypeError: an index, or values, is no Tensor.
     """
     _write(self, _listed(self, indices), values, accumulate)
     return self
 
 
 def index_put(input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """A copy of input with values at, or with `accumulate` added at, input[indices]."""
+    """A copy of input with values at, or with `accumulate` added at, input[indices].
+
+    Shape: values broadcasts to that of input[indices]; the result has input's.
+    Dtype: values has input's; indices: int32, int64, uint8 or bool.
+    Raises:
+        IndexError: as of x[key].
+        RuntimeError: values has another dtype or does not fit.
+        TypeError: an index is no Tensor.
+    """
     dims, at, index, shape = _places(input, _listed(input, indices))
     value = _fit(input, values, shape)
     return (accumulate_op if accumulate else put_op)(input, index, value, dims=dims, at=at)
@@ -210,7 +232,7 @@ def _places(x: Tensor, indices: dict[int, Tensor]) -> tuple[tuple[int, ...], int
             f"shape mismatch: indexing tensors could not be broadcast together with shapes {shapes}"
         ) from None
     for position, d in enumerate(dims):
-        bad = outside(flat[d], x.shape[d])
+        bad = outside(f"x[...], index tensor {position}", flat[d], x.shape[d])
         if bad is not None:  # PyTorch names the position among the indices
             raise IndexError(f"index {bad} is out of bounds for dimension {position} with size {x.shape[d]}")
     adjacent = dims[-1] - dims[0] == len(dims) - 1

@@ -12,7 +12,7 @@ import numpy as np
 from tgrad import dtypes, modes
 from tgrad.device import compute as compute_device, cpu, resolve
 from tgrad.dtypes import dtype
-from tgrad.kernels.creation import prepare_creation
+from tgrad.kernels.creation import prepare_creation, seed_type
 from tgrad.layout import Layout, is_gapless, layout
 from tgrad.op import Kernel
 from tgrad.ops.views import _sizes, contiguous, fill_launch
@@ -51,46 +51,63 @@ def _fill(t: Tensor, value: float) -> Tensor:
 
 
 def empty(*size: Any, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Uninitialised values."""
+    """Uninitialised values.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, by default the default dtype.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+        TypeError: a size is no integer; `dtype` is none of tgrad's.
+    """
     return _new(_sizes(size), dtype, device, requires_grad)
 
 
 def zeros(*size: Any, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Zeros of a shape, given as integers or as one sequence."""
+    """Zeros of a shape.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, by default the default dtype.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+        TypeError: a size is no integer; `dtype` is none of tgrad's.
+    """
     return _fill(_new(_sizes(size), dtype, device, requires_grad), 0)
 
 
 def ones(*size: Any, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Ones of a shape, given as integers or as one sequence."""
+    """Ones of a shape.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, by default the default dtype.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+        TypeError: a size is no integer; `dtype` is none of tgrad's.
+    """
     return _fill(_new(_sizes(size), dtype, device, requires_grad), 1)
 
 
-def full(
-    size: Sequence[int],
-    fill_value: float,
-    *,
-    dtype: dtype | None = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """One value everywhere; the dtype is that of the value unless given."""
+def full(size: Sequence[int], fill_value: float, *, dtype: dtype | None = None, device: Any = None,
+         requires_grad: bool = False) -> Tensor:  # fmt: skip
+    """One value everywhere.
+
+    Shape: `size`, a sequence of integers.
+    Dtype: `dtype`; by default that of the value: bool, int64 or the default dtype.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+        TypeError: a size is no integer; `dtype` is none of tgrad's.
+    """
     kind = dtypes.of_number(fill_value) if dtype is None else dtype
     return _fill(_new(_sizes((size,)), kind, device, requires_grad), fill_value)
 
 
-def arange(
-    start: float,
-    end: float | None = None,
-    step: float = 1,
-    *,
-    dtype: dtype | None = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """start, start + step, ... below end; int64 for integers, else the default dtype.
+def arange(start: float, end: float | None = None, step: float = 1, *, dtype: dtype | None = None, device: Any = None,
+           requires_grad: bool = False) -> Tensor:  # fmt: skip
+    """start, start + step, ... below end; of one number, from 0 to it.
 
+    Shape: a vector of ceil((end - start) / step) elements.
+    Dtype: `dtype`; by default int64 if all three are integers, else the default dtype.
     Raises:
-        RuntimeError: step is 0 or leads away from end.
+        RuntimeError: `step` is 0 or leads away from `end`; a number is not finite; there is no such device.
     """
     if end is None:
         start, end = 0, start
@@ -104,6 +121,11 @@ def arange(
     whole = all(isinstance(v, int) for v in (start, end, step))
     kind = dtype or (dtypes.int64 if whole else dtypes.get_default_dtype())
     count = -((start - end) // step) if whole else math.ceil((end - start) / step)
+    if not whole and not kind.is_floating_point:  # as PyTorch: integers throughout, but for int32's and uint8's count
+        start, end, step = int(start), int(end), int(step)
+        if step == 0:
+            raise RuntimeError(f"arange: step is 0 as {kind.name}; give a dtype that holds it")
+        count, whole = max(0, -((start - end) // step)) if kind is dtypes.int64 else count, True
     t = _new((int(count),), kind, device, requires_grad)
     if t.layout.device is not compute_device:
         t.storage.write(encode(start + np.arange(int(count)) * step, t.dtype))
@@ -116,7 +138,14 @@ def arange(
 def eye(
     n: int, m: int | None = None, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    """Ones on the diagonal of an (n, m) matrix."""
+    """Ones on the diagonal of a matrix, zeros elsewhere.
+
+    Shape: (n, m), or (n, n) if `m` is None.
+    Dtype: `dtype`, by default the default dtype.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+        TypeError: a size is no integer; `dtype` is none of tgrad's.
+    """
     t = _new((n, n if m is None else m), dtype, device, requires_grad)
     if t.layout.device is not compute_device:
         t.storage.write(encode(np.eye(*t.shape), t.dtype))
@@ -136,30 +165,32 @@ def draw_into(t: Tensor, kind: str, a: float, b: float, generator: Generator | N
     if t.layout.numel:
         seed, offset = (generator or default_generator).take(t.layout.numel)
         run = "fp64" if t.dtype is dtypes.float64 else "fp32"
-        launch = prepare_creation(kind, t.dtype.triton, (), ("i64", "i64", run, run), t.layout.numel)
+        launch = prepare_creation(kind, t.dtype.triton, (), (seed_type(seed), "i64", run, run), t.layout.numel)
         launch(t.ptr, seed, offset, float(a), float(b))
     return t
 
 
-def rand(
-    *size: Any,
-    generator: Generator | None = None,
-    dtype: dtype | None = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """Uniform numbers in [0, 1)."""
+def rand(*size: Any, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
+         requires_grad: bool = False) -> Tensor:  # fmt: skip
+    """Uniform numbers in [0, 1), by Philox (Salmon et al., 2011); the same on a CPU and a GPU.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, floating, by default the default dtype.
+    Raises:
+        RuntimeError: the dtype is not floating; a size is negative; the device is not the one that computes.
+    """
     return draw_into(_new(_sizes(size), dtype, device, requires_grad), "uniform", 0, 1, generator)
 
 
-def randn(
-    *size: Any,
-    generator: Generator | None = None,
-    dtype: dtype | None = None,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """Normal numbers of mean 0 and variance 1."""
+def randn(*size: Any, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
+          requires_grad: bool = False) -> Tensor:  # fmt: skip
+    """Normal numbers of mean 0 and variance 1, by Philox and the Box-Muller transform.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, floating, by default the default dtype.
+    Raises:
+        RuntimeError: the dtype is not floating; a size is negative; the device is not the one that computes.
+    """
     return draw_into(_new(_sizes(size), dtype, device, requires_grad), "normal", 0, 1, generator)
 
 
@@ -167,14 +198,15 @@ def _build_dropout(x: Tensor, seed: int, offset: int, p: float, scale: float) ->
     out = layout(x.dtype, tuple(x.shape), None, compute_device)
     run = "fp64" if x.dtype is dtypes.float64 else "fp32"
     return [out], prepare_creation(
-        "dropout", x.dtype.triton, (x.dtype.triton,), ("i64", "i64", "fp32", run), x.numel(), aligned=x.layout.aligned
+        "dropout", x.dtype.triton, (x.dtype.triton,), (seed_type(seed), "i64", "fp32", run), x.numel(),
+        aligned=x.layout.aligned,
     ) if x.numel() else None
 
 
 dropout_op: Kernel = Kernel(
     "dropout", ("x", "seed", "offset", "p", "scale"), _build_dropout,
     {"x": lambda g, seed, offset, p, scale: dropout_op(contiguous(g), seed, offset, p, scale)},
-    grad_name="NativeDropout",
+    grad_name="NativeDropout", again=True,
 )  # fmt: skip
 
 
@@ -194,36 +226,72 @@ def _like(x: Tensor, kind: dtype | None, where: Any, requires_grad: bool) -> Ten
 
 
 def empty_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Uninitialised values of x's shape, strides and dtype."""
+    """Uninitialised values.
+
+    Shape: that of `x`, with its strides.
+    Dtype: `dtype`, by default that of `x`.
+    Raises:
+        RuntimeError: there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return _like(x, dtype, device, requires_grad)
 
 
 def zeros_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Zeros of x's shape, strides and dtype."""
+    """Zeros.
+
+    Shape: that of `x`, with its strides.
+    Dtype: `dtype`, by default that of `x`.
+    Raises:
+        RuntimeError: there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return _fill(_like(x, dtype, device, requires_grad), 0)
 
 
 def ones_like(x: Tensor, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Ones of x's shape, strides and dtype."""
+    """Ones.
+
+    Shape: that of `x`, with its strides.
+    Dtype: `dtype`, by default that of `x`.
+    Raises:
+        RuntimeError: there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return _fill(_like(x, dtype, device, requires_grad), 1)
 
 
 def full_like(
     x: Tensor, fill_value: float, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    """One value everywhere, in x's shape, strides and dtype."""
+    """One value everywhere, in x's shape, strides and dtype.
+
+    Shape: that of `x`, with its strides.
+    Dtype: `dtype`, by default that of `x`.
+    Raises:
+        RuntimeError: there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return _fill(_like(x, dtype, device, requires_grad), fill_value)
 
 
 def rand_like(x: Tensor, *, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
               requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Uniform numbers in [0, 1, generator) of x's shape, strides and dtype."""
+    """Uniform numbers in [0, 1).
+
+    Shape: that of `x`, with its strides.
+    Dtype: `dtype`, floating, by default that of `x`.
+    Raises:
+        RuntimeError: the dtype is not floating; the device is not the one that computes.
+    """
     return draw_into(_like(x, dtype, device, requires_grad), "uniform", 0, 1, generator)
 
 
 def randn_like(x: Tensor, *, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
               requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Normal numbers of x's shape, strides and dtype."""
+    """Normal numbers of mean 0 and variance 1.
+
+    Shape: that of `x`, with its strides.
+    Dtype: `dtype`, floating, by default that of `x`.
+    Raises:
+        RuntimeError: the dtype is not floating; the device is not the one that computes.
+    """
     return draw_into(_like(x, dtype, device, requires_grad), "normal", 0, 1, generator)
 
 
@@ -273,12 +341,15 @@ def _first(data: Any) -> Any:
 
 
 def tensor(data: Any, *, dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """A new tensor with the values of `data`: a number, nested sequences, a numpy array.
+    """A new tensor with the values of `data`: a number, nested sequences, a numpy array, another library's tensor.
 
-    Floats take the default dtype, integers int64; an array keeps its dtype.
-
+    Shape: that of the nesting.
+    Dtype: `dtype`; by default that of an array or tensor, the default dtype of floats, int64 of integers, bool of
+    bools.
     Raises:
-        TypeError, ValueError: what `data` holds is no regular array of numbers, or of a dtype tgrad lacks.
+        TypeError: `data` holds something that is no number, or of a dtype that tgrad lacks.
+        ValueError: nested sequences differ in length.
+        RuntimeError: there is no such device; `requires_grad` with a dtype that is not floating.
     """
     if isinstance(data, Tensor):
         warnings.warn(
@@ -330,6 +401,8 @@ def _shared(data: Any) -> Tensor:
 def from_numpy(array: np.ndarray) -> Tensor:
     """A CPU tensor that shares the array's memory; of a read-only or non-contiguous one, a copy.
 
+    Shape: the array's.
+    Dtype: the array's: one of the eight but bfloat16.
     Raises:
         TypeError: not an array, or of a dtype tgrad lacks.
     """
@@ -345,6 +418,13 @@ def from_numpy(array: np.ndarray) -> Tensor:
 def as_tensor(data: Any, dtype: dtype | None = None, device: Any = None) -> Tensor:
     """`data` itself where it is a fitting tensor; shares the memory of a numpy array on the CPU, or of a tensor
     of another library (through DLPack); else a new tensor.
+
+    Shape: that of `data`.
+    Dtype: `dtype`; by default as `tgrad.tensor`.
+    Raises:
+        TypeError: `data` holds something that is no number, or of a dtype that tgrad lacks.
+        ValueError: nested sequences differ in length.
+        RuntimeError: there is no such device.
     """
     if isinstance(data, Tensor):
         return data.to(device=device, dtype=dtype)

@@ -131,8 +131,11 @@ def max(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Tensor 
 
     With a second tensor, the elementwise maximum. Of all elements, ties share the gradient.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`. With `other`, the operands broadcast.
+    Dtype: the input's, and int64 of indices.
     Raises:
-        RuntimeError, IndexError: there are no elements to choose from.
+        RuntimeError: there are no elements, and no `dim`.
+        IndexError: `dim` is out of range or has size 0.
     """
     return _either(max_op, amax_op, p.maximum, max_result, input, dim if other is None else other, keepdim)
 
@@ -142,8 +145,11 @@ def min(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Tensor 
 
     With a second tensor, the elementwise minimum. Of all elements, ties share the gradient.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`. With `other`, the operands broadcast.
+    Dtype: the input's, and int64 of indices.
     Raises:
-        RuntimeError, IndexError: there are no elements to choose from.
+        RuntimeError: there are no elements, and no `dim`.
+        IndexError: `dim` is out of range or has size 0.
     """
     return _either(min_op, amin_op, p.minimum, min_result, input, dim if other is None else other, keepdim)
 
@@ -166,8 +172,11 @@ def _place(op: Kernel, x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Where the greatest element along `dim` is, or in the flattened tensor if None; the first of those that tie.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: any but bool; the result is int64.
     Raises:
-        RuntimeError: the dtype is bool. IndexError: there are no elements.
+        RuntimeError: the dtype is bool.
+        IndexError: there are no elements, or `dim` is out of range.
     """
     return _place(max_op, input, dim, keepdim)
 
@@ -175,7 +184,10 @@ def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tens
 def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Where the least element along `dim` is, or in the flattened tensor if None; the first of those that tie.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: any but bool; the result is int64.
     Raises:
-        RuntimeError: the dtype is bool. IndexError: there are no elements.
+        RuntimeError: the dtype is bool.
+        IndexError: there are no elements, or `dim` is out of range.
     """
     return _place(min_op, input, dim, keepdim)

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tgrad import dtypes
+from tgrad.inplace import write
 from tgrad.layout import broadcast_shapes, wrap_dim
 from tgrad.ops import pointwise as p
-from tgrad.ops.places import accumulate_op, get_op, number, outside, put_op, region, write_places
+from tgrad.ops.bounds import outside
+from tgrad.ops.creation import zeros
+from tgrad.ops.places import accumulate_op, get_op, number, put_op, region, write_places
 from tgrad.ops.reduce import expand
 from tgrad.ops.views import contiguous, reshape, slice_op, view_op
 from tgrad.tensor import Tensor
@@ -28,18 +31,18 @@ def _index(name: str, index: Any) -> Tensor:
     return index
 
 
-def _refuse(index: Tensor, d: int, size: int, kind: type[Exception] = RuntimeError, negative: bool = False) -> None:
-    bad = outside(index, size, negative)
+def _refuse(name: str, index: Tensor, d: int, size: int, negative: bool = False) -> None:
+    bad = outside(name, index, size, negative)
     if bad is not None:
-        raise kind(f"index {bad} is out of bounds for dimension {d} with size {size}")
+        raise RuntimeError(f"index {bad} is out of bounds for dimension {d} with size {size}")
 
 
 # --- along a dimension -----------------------------------------------------------------------------------------------
 def _along(name: str, x: Tensor, dim: int, index: Tensor, other: tuple[int, ...] | None) -> int:
     d = wrap_dim(dim, x.ndim)
-    _index(name, index)
-    if index.numel() == 0:
+    if isinstance(index, Tensor) and index.numel() == 0:
         return d
+    _index(name, index)
     if max(index.ndim, 1) != max(x.ndim, 1):
         raise RuntimeError("Index tensor must have the same number of dimensions as input tensor")
     for k, n in enumerate(index.shape):
@@ -49,7 +52,7 @@ def _along(name: str, x: Tensor, dim: int, index: Tensor, other: tuple[int, ...]
                 f"Size does not match at dimension {k} expected index {list(index.shape)} to be no larger than self "
                 f"{list(x.shape)} {to}"
             )
-    _refuse(index, d, x.shape[d] if x.ndim else 1)
+    _refuse(name, index, d, x.shape[d] if x.ndim else 1)
     return d
 
 
@@ -59,10 +62,14 @@ def _flat(x: Tensor, index: Tensor) -> bool:
 
 
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
-    """out[i][j] = input[index[i][j]][j] for dim 0, and so on; the result has index's shape.
+    """out[i][j] = input[index[i][j]][j] for dim 0, and so on.
 
+    Shape: input and index have as many dimensions, and index is no larger beside `dim`; the result has index's.
+    Dtype: input and result: any, alike; index: int32 or int64.
     Raises:
-        RuntimeError: another number of dimensions, an index larger than input beside `dim`, or out of range (CPU).
+        RuntimeError: index has another number of dimensions, is larger than input beside `dim`, or out of range (CPU).
+        TypeError: index is no Tensor.
+        IndexError: `dim` is out of range.
     """
     d = _along("gather", input, dim, index, None)
     if input.ndim != index.ndim or not input.ndim:
@@ -71,7 +78,15 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
 
 
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
-    """As `gather`, with input and indices broadcast beside `dim`; negative indices count from the end."""
+    """As `tgrad.gather`, with input and indices broadcast beside `dim`; negative indices count from the end.
+
+    Shape: input and indices broadcast beside `dim`; without `dim` both are flattened.
+    Dtype: input and result: any, alike; index: int32 or int64.
+    Raises:
+        RuntimeError: another number of dimensions, or an index out of range (CPU).
+        TypeError: indices is no Tensor.
+        IndexError: `dim` is out of range; without `dim`, an index is (CPU).
+    """
     if dim is None:
         return take(reshape(input, (-1,)), reshape(indices, (-1,)))
     if input.ndim != indices.ndim:
@@ -81,7 +96,7 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
         )
     d = wrap_dim(dim, input.ndim)
     _index("take_along_dim", indices)
-    _refuse(indices, d, input.shape[d] if input.ndim else 1, negative=True)
+    _refuse("take_along_dim", indices, d, input.shape[d] if input.ndim else 1, negative=True)
     if not input.ndim:
         return reshape(get_op(reshape(input, (1,)), reshape(indices, (1,)), dims=(0,), at=None), ())
     rest = list(broadcast_shapes(tuple(_with(input, d, 1)), tuple(_with(indices, d, 1))))
@@ -151,8 +166,13 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
             reduce: str | None = None) -> Tensor:  # fmt: skip
     """input with src (a tensor, or a number) at [index[i][j]][j] for dim 0, and so on; reduce "add": added there.
 
+    Shape: index no larger than src, nor than input beside `dim`; the result has input's.
+    Dtype: input and src: any, alike; index: int32 or int64.
     Raises:
-        RuntimeError: as `gather`; src has another dtype or is smaller than index.
+        RuntimeError: index has another number of dimensions than input, is larger than it beside `dim` or than src, or
+            out of range (CPU); `reduce` is neither None nor "add"; src has another dtype.
+        TypeError: index is no Tensor.
+        IndexError: `dim` is out of range.
     """
     src, add = _scatter_kind(src, value, reduce)
     return (_add if add else _put)(input, dim, index, src)
@@ -160,7 +180,16 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
 
 def scatter_(self: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None,
              reduce: str | None = None) -> Tensor:  # fmt: skip
-    """`scatter` in place."""
+    """`tgrad.scatter` in place.
+
+    Shape: kept; as of `tgrad.scatter`.
+    Dtype: kept; src has it too, index is int32 or int64.
+    Raises:
+        RuntimeError: index has another number of dimensions than input, is larger than it beside `dim` or than src, or
+            out of range (CPU); `reduce` is neither None nor "add"; src has another dtype.
+        TypeError: index is no Tensor.
+        IndexError: `dim` is out of range.
+    """
     src, add = _scatter_kind(src, value, reduce)
     return (_add_ if add else _put_)(self, dim, index, src)
 
@@ -169,12 +198,29 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """input plus src at [index[i][j]][j] for dim 0, and so on.
 
     The order of additions to one place is fixed on the CPU; on a GPU floats are added by atomics, in any order.
+
+    Shape: index no larger than src, nor than input beside `dim`; the result has input's.
+    Dtype: input and src: any, alike; index: int32 or int64.
+    Raises:
+        RuntimeError: index has another number of dimensions than input, is larger than it beside `dim` or than src, or
+            out of range (CPU); src has another dtype.
+        TypeError: index is no Tensor.
+        IndexError: `dim` is out of range.
     """
     return _add(input, dim, index, src)
 
 
 def scatter_add_(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
-    """`scatter_add` in place."""
+    """`tgrad.scatter_add` in place.
+
+    Shape: kept; as of `tgrad.scatter_add`.
+    Dtype: kept; src has it too, index is int32 or int64.
+    Raises:
+        RuntimeError: index has another number of dimensions than input, is larger than it beside `dim` or than src, or
+            out of range (CPU); src has another dtype.
+        TypeError: index is no Tensor.
+        IndexError: `dim` is out of range.
+    """
     return _add_(self, dim, index, src)
 
 
@@ -182,14 +228,18 @@ def scatter_add_(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The slices of a dimension that a vector of indices names.
 
+    Shape: index: a vector (N,), or 0-dim for N = 1; the result has N at `dim`.
+    Dtype: input and result: any, alike; index: int32 or int64.
     Raises:
         IndexError: `dim` is out of range, index is no vector, or one of it is out of range (CPU).
+        RuntimeError: index is of another dtype.
+        TypeError: index is no Tensor.
     """
     d = wrap_dim(dim, input.ndim)
     _index("index_select", index)
     if index.ndim > 1:
         raise IndexError("index_select(): Index is supposed to be a vector")
-    if outside(index, input.shape[d] if input.ndim else 1, negative=False) is not None:
+    if outside("index_select", index, input.shape[d] if input.ndim else 1, negative=False) is not None:
         raise IndexError("index out of range in self")
     if not input.ndim:
         return reshape(get_op(reshape(input, (1,)), reshape(index, (-1,)), dims=(0,), at=0), ())
@@ -203,7 +253,7 @@ def _slices(name: str, op: Any, fit: Callable, kind: type[Exception], negative: 
         d = wrap_dim(dim, x.ndim)
         if _index(name, index).ndim > 1:
             raise IndexError(f"{name}(): Index is supposed to be a vector")
-        bad = outside(index, x.shape[d] if x.ndim else 1, negative)
+        bad = outside(name, index, x.shape[d] if x.ndim else 1, negative)
         if bad is not None:
             where = f"{name}_(): " if name == "index_copy" else ""
             raise kind(f"{where}index {bad} is out of bounds for dimension {d} with size {x.shape[d] if x.ndim else 1}")
@@ -246,7 +296,7 @@ def _fit_number(x: Tensor, value: Any, shape: tuple[int, ...]) -> Tensor:
                 "index_fill_ only supports a 0-dimensional value tensor, but got tensor with "
                 f"{value.ndim} dimension(s)."
             )
-        return expand(p.cast(x.dtype)(value) if value.dtype is not x.dtype else value, *shape)
+        return expand(_cast(value, x), *shape)
     return number(value, x, shape)
 
 
@@ -263,42 +313,109 @@ def _times(source: Tensor, alpha: float) -> Tensor:
 
 
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """input with alpha * source[i] added to its slice index[i] of `dim`; see `scatter_add` for the order."""
+    """input with alpha * source[i] added to its slice index[i] of `dim`; see `scatter_add` for the order.
+
+    Shape: index: a vector (N,); source: input's with N at `dim`; the result: input's.
+    Dtype: input and source: any, alike; index: int32 or int64.
+    Raises:
+        IndexError: `dim` or an index is out of range (indices: on the CPU); index is no vector.
+        RuntimeError: source has another dtype or shape.
+        TypeError: index or source is no Tensor.
+    """
     return _index_add(input, dim, index, _times(source, alpha))
 
 
 def index_add_(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """`index_add` in place."""
+    """`tgrad.index_add` in place.
+
+    Shape: kept; as of `tgrad.index_add`.
+    Dtype: kept; source has it too, index is int32 or int64.
+    Raises:
+        IndexError: `dim` or an index is out of range (indices: on the CPU); index is no vector.
+        RuntimeError: source has another dtype or shape; the write is refused.
+        TypeError: index or source is no Tensor.
+    """
     return _index_add_(self, dim, index, _times(source, alpha))
 
 
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """input with source[i] in place of its slice index[i] of `dim`."""
+    """input with source[i] in place of its slice index[i] of `dim`.
+
+    Shape: index: a vector (N,); source: input's with N at `dim`; the result: input's.
+    Dtype: input and source: any, alike; index: int32 or int64.
+    Raises:
+        IndexError: `dim` or an index is out of range (indices: on the CPU); index is no vector.
+        RuntimeError: source has another dtype or shape.
+        TypeError: index or source is no Tensor.
+    """
     return _index_copy(input, dim, index, source)
 
 
 def index_copy_(self: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """`index_copy` in place."""
+    """`tgrad.index_copy` in place.
+
+    Shape: kept; as of `tgrad.index_copy`.
+    Dtype: kept; source has it too, index is int32 or int64.
+    Raises:
+        IndexError: `dim` or an index is out of range (indices: on the CPU); index is no vector.
+        RuntimeError: source has another dtype or shape; the write is refused.
+        TypeError: index or source is no Tensor.
+    """
     return _index_copy_(self, dim, index, source)
 
 
+def _cast(value: Tensor, like: Tensor) -> Tensor:
+    return value if value.dtype is like.dtype else p.cast(like.dtype)(value)
+
+
+def _filled(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """True in the slices that index names, to be broadcast: a slice named twice holds the value once."""
+    d, n = wrap_dim(dim, x.ndim), x.shape[dim] if x.ndim else 1
+    mask = _index_fill(zeros((n,), dtype=dtypes.bool_), 0, index, True)
+    return reshape(mask, (n, *(1,) * (x.ndim - 1 - d)) if x.ndim else ())
+
+
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
-    """input with one value in the slices of `dim` that index names."""
+    """input with one value in the slices of `dim` that index names.
+
+    Shape: index: a vector; the result has input's.
+    Dtype: input and result: any, alike; index: int32 or int64; value is converted.
+    Raises:
+        IndexError: `dim` or an index is out of range (indices: on the CPU); index is no vector.
+        RuntimeError: value is a tensor that is not 0-dimensional.
+        TypeError: index is no Tensor.
+    """
+    if isinstance(value, Tensor) and value.requires_grad and not value.ndim:
+        return p.where(_filled(input, dim, index), _cast(value, input), input)
     return _index_fill(input, dim, index, value)
 
 
 def index_fill_(self: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
-    """`index_fill` in place."""
+    """`tgrad.index_fill` in place.
+
+    Shape: kept; as of `tgrad.index_fill`.
+    Dtype: kept; value is converted, index is int32 or int64.
+    Raises:
+        IndexError: `dim` or an index is out of range (indices: on the CPU); index is no vector.
+        RuntimeError: value is a tensor that is not 0-dimensional; the write is refused.
+        TypeError: index is no Tensor.
+    """
+    if isinstance(value, Tensor) and value.requires_grad and not value.ndim:
+        return write(p.where, self, (_filled(self, dim, index), _cast(value, self), self))
     return _index_fill_(self, dim, index, value)
 
 
 def take(input: Tensor, index: Tensor) -> Tensor:
     """The elements of input, counted in row-major order, that index names.
 
+    Shape: the result has index's.
+    Dtype: input and result: any, alike; index: int32 or int64.
     Raises:
-        IndexError: out of range (CPU).
+        IndexError: an index is out of range (CPU).
+        RuntimeError: index is of another dtype.
+        TypeError: index is no Tensor.
     """
-    bad = outside(_index("take", index), input.numel())
+    bad = outside("take", _index("take", index), input.numel())
     if bad is not None:
         raise IndexError(f"out of range: tried to access index {bad} on a tensor of {input.numel()} elements.")
     if not input.ndim:

@@ -11,17 +11,18 @@ from tgrad import dtypes
 from tgrad.device import compute
 from tgrad.kernels.launch import Launch
 from tgrad.layout import Layout, broadcast_shapes, contiguous_strides, layout, wrap_dim
-from tgrad.op import FormulaRule, Kernel, Op, Rule, pointwise_launch
+from tgrad.op import Kernel, Op, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.ops.reduce import expand
 from tgrad.ops.views import COPY, _as_outputs, narrow, reshape, slice_op, split_op, unsqueeze
+from tgrad.rules import FormulaRule, Rule
 from tgrad.tensor import Tensor
 
 
 class Joining(Kernel):
     """An op of any number of tensors, each of which is a slice of the result."""
 
-    def rule_of(self, args: Sequence[Any], settings: tuple) -> Callable[[int], Rule | None]:
+    def rule_of(self, args: Sequence[Any], settings: tuple, again: bool = False) -> Callable[[int], Rule | None]:
         (dim,) = settings
         layouts = [a.layout for a in args]
         ends = list(itertools.accumulate((a.shape[dim] for a in layouts), initial=0))
@@ -75,12 +76,15 @@ cat_op = Joining("cat", ("tensors",), _build_cat, {"tensors": lambda g: g}, sett
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> Tensor:
-    """The tensors one after the other along `dim`; they agree in all other sizes, and their dtypes are promoted.
+    """The tensors one after the other along `dim` (or `axis`, its other name).
 
-    Empty vectors, of shape (0,), go with any other shape.
-
+    Shape: the sizes at `dim` are added up, all others agree. Empty vectors, of shape (0,), go with any other shape.
+    Dtype: the common dtype of all.
     Raises:
-        RuntimeError: their shapes do not fit. ValueError: none are given. TypeError: one is no tensor.
+        RuntimeError: shapes do not fit, or a tensor is 0-dimensional.
+        ValueError: none are given.
+        TypeError: one is no Tensor.
+        IndexError: `dim` is out of range.
     """
     tensors = list(tensors)
     if not tensors:
@@ -110,10 +114,13 @@ def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> 
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """The tensors, all of one shape, along a new dimension.
+    """The tensors along a new dimension.
 
+    Shape: all alike; the result has one more dimension, at `dim`, as long as there are tensors.
+    Dtype: the common dtype of all.
     Raises:
         RuntimeError: none are given, or their shapes differ.
+        IndexError: `dim` is out of range.
     """
     tensors = list(tensors)
     if not tensors:
@@ -134,21 +141,38 @@ def atleast_1d(x: Tensor) -> Tensor:
 
 
 def hstack(tensors: Sequence[Tensor]) -> Tensor:
-    """Joined along the second dimension; vectors along their only one."""
+    """Joined along the second dimension; vectors along their only one.
+
+    Shape: all alike but for the second size (the first of vectors); 0-dim tensors count as (1,).
+    Dtype: the common dtype of all.
+    Raises:
+        RuntimeError: shapes do not fit.
+        ValueError: none are given.
+    """
     tensors = [atleast_1d(t) for t in tensors]
     return cat(tensors, 0 if tensors and tensors[0].ndim == 1 else 1)
 
 
 def vstack(tensors: Sequence[Tensor]) -> Tensor:
-    """Joined along the first dimension; vectors are rows."""
+    """Joined along the first dimension; vectors are rows.
+
+    Shape: all alike but for the first size; vectors (N,) count as (1, N).
+    Dtype: the common dtype of all.
+    Raises:
+        RuntimeError: shapes do not fit.
+        ValueError: none are given.
+    """
     return cat([unsqueeze(atleast_1d(t), 0) if t.ndim < 2 else t for t in tensors], 0)
 
 
 def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of parts along a dimension: as many as said, of nearly equal size, or cut at the indices given.
 
+    Shape: the input's, except at `dim`.
+    Dtype: the input's.
     Raises:
-        RuntimeError: a 0-dim tensor, or fewer than one part.
+        RuntimeError: the tensor is 0-dimensional, or fewer than one part.
+        IndexError: `dim` is out of range.
     """
     if not input.ndim:
         raise RuntimeError("tensor_split expected at least a 1-dimensional tensor, but got a tensor with 0 dims")
@@ -168,7 +192,13 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
 
 
 def broadcast_tensors(*tensors: Any) -> tuple[Tensor, ...]:
-    """Views of the tensors expanded to their common shape."""
+    """Views of the tensors expanded to their common shape.
+
+    Shape: each result has the shape that all broadcast to.
+    Dtype: each its own.
+    Raises:
+        RuntimeError: the shapes do not broadcast.
+    """
     given = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else tensors
     shape = broadcast_shapes(*(tuple(t.shape) for t in given))
     return tuple(expand(t, shape) for t in given)
@@ -177,6 +207,8 @@ def broadcast_tensors(*tensors: Any) -> tuple[Tensor, ...]:
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     """Views of vectors expanded over the grid they span; indexing "xy" swaps the first two dimensions.
 
+    Shape: vectors of N, M, ... give tensors of (N, M, ...); with "xy" of (M, N, ...).
+    Dtype: each its own.
     Raises:
         RuntimeError: a tensor of more than one dimension, or another indexing.
     """
@@ -202,8 +234,11 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
 def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """Elements moved along dimensions, those pushed out coming in again; without dims as one vector.
 
+    Shape: any; the result has the input's.
+    Dtype: the input's.
     Raises:
         RuntimeError: another number of shifts than of dims.
+        IndexError: a dimension is out of range.
     """
     shifts = [shifts] if isinstance(shifts, int) else list(shifts)
     dims = [] if dims is None else [dims] if isinstance(dims, int) else list(dims)

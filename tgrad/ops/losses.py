@@ -118,8 +118,8 @@ def _build_pick(x: Tensor, target: Tensor, classes: Tensor) -> tuple[list[Layout
     return [out], reduce_launch("pick", "sum", expression, operands, ins, tuple(x.shape), (len(rows),), out)
 
 
-def _pick_grad(g: Tensor, target: Tensor, classes: Tensor) -> Tensor:
-    last = (*target.shape, 1)
+def _pick_grad(g: Tensor, target: Tensor, *, x_shape: tuple[int, ...]) -> Tensor:
+    last, classes = (*target.shape, 1), arange(x_shape[-1], dtype=target.dtype)
     return p.where(p.eq(target.reshape(last), classes), g.reshape(last), 0)
 
 

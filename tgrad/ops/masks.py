@@ -11,9 +11,9 @@ from tgrad.kernels.indexing import prepare_compact, prepare_count
 from tgrad.kernels.launch import INTERPRET
 from tgrad.layout import broadcast_shapes, numel
 from tgrad.ops import creation, pointwise as p
-from tgrad.ops.places import get_op
+from tgrad.ops.places import get_op, put_op, write_places
 from tgrad.ops.reduce import expand
-from tgrad.ops.views import contiguous, reshape, unbind
+from tgrad.ops.views import contiguous, reshape, slice_op, unbind, view_op
 from tgrad.tensor import Tensor
 
 
@@ -32,18 +32,37 @@ def _fill_value(x: Tensor, mask: Any, value: Any) -> Any:
 
 
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """input with a value (a number or a 0-dim tensor) where mask is true; broadcast."""
+    """input with a value (a number or a 0-dim tensor) where mask is true.
+
+    Shape: input and mask broadcast.
+    Dtype: the input's, to which value is converted; mask: bool.
+    Raises:
+        RuntimeError: mask is not bool; value is a tensor that is not 0-dimensional; the shapes do not broadcast.
+    """
     return p.where(mask, _fill_value(input, mask, value), input)
 
 
 def masked_fill_(self: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """`masked_fill` in place."""
+    """`tgrad.masked_fill` in place.
+
+    Shape: kept; mask broadcasts to it.
+    Dtype: kept; value is converted; mask: bool.
+    Raises:
+        RuntimeError: mask is not bool; value is a tensor that is not 0-dimensional; the shapes do not fit; the write is
+            refused.
+    """
     value = _fill_value(self, mask, value)
     return write(p.where, self, (mask, value, self))
 
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
-    """The elements of input where mask is true, broadcast, in row-major order."""
+    """The elements of input where mask is true, in row-major order.
+
+    Shape: input and mask broadcast; the result is a vector.
+    Dtype: the input's; mask: bool.
+    Raises:
+        RuntimeError: mask is not bool; the shapes do not broadcast.
+    """
     if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool_:
         raise RuntimeError("masked_select: expected BoolTensor for mask")
     shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
@@ -51,6 +70,65 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     if not shape:
         input = reshape(input, (1,))
     return get_op(expand(input, *shape) if shape else input, places, dims=tuple(range(max(1, len(shape)))), at=0)
+
+
+def _scattered(x: Tensor, mask: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `source` goes in x, which has mask's shape, and the part of it that does."""
+    places = positions(mask)
+    if places.numel() > source.numel():
+        raise RuntimeError(
+            "masked_scatter: Number of elements of source < number of ones in mask: "
+            f"{source.numel()} elements for {places.numel()} places"
+        )
+    return places, slice_op(reshape(source, (-1,)), dim=0, start=0, stop=places.numel(), step=1)
+
+
+def _check_scatter(x: Tensor, mask: Any, source: Any) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool_:
+        raise RuntimeError("masked_scatter_ only supports boolean masks, but got mask with dtype "
+                           f"{getattr(mask, 'dtype', type(mask).__name__)}")  # fmt: skip
+    if not isinstance(source, Tensor):
+        raise TypeError(f"masked_scatter(): argument 'source' must be Tensor, not {type(source).__name__}")
+    if source.dtype is not x.dtype:
+        raise RuntimeError(
+            f"masked_scatter: expected self and source to have same dtypes but got {x.dtype!r} and {source.dtype!r}"
+        )
+
+
+def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """input with the first elements of source, in row-major order, one after the other where mask is true.
+
+    On a GPU it waits for the number of places.
+
+    Shape: input and mask broadcast; source: any, with at least as many elements as mask has true ones.
+    Dtype: input and source: the same; mask: bool.
+    Raises:
+        RuntimeError: dtypes or shapes do not fit; source has too few elements.
+    """
+    _check_scatter(input, mask, source)
+    shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
+    x = expand(input, *shape) if tuple(input.shape) != shape else input
+    if not shape:
+        x, mask = reshape(x, (1,)), reshape(mask, (1,))
+    mask = mask if tuple(mask.shape) == tuple(x.shape) else expand(mask, *shape)
+    places, values = _scattered(x, mask, source)
+    return reshape(put_op(contiguous(x), places, values, dims=tuple(range(x.ndim)), at=0), shape)
+
+
+def masked_scatter_(self: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """`tgrad.masked_scatter` in place.
+
+    Shape: kept; mask broadcasts to it.
+    Dtype: kept; source: the same; mask: bool.
+    Raises:
+        RuntimeError: dtypes or shapes do not fit; source has too few elements; the write is refused.
+    """
+    _check_scatter(self, mask, source)
+    mask = expand(mask, *self.shape) if tuple(mask.shape) != tuple(self.shape) else mask
+    x = self if self.ndim else view_op(self, shape=(1,))
+    places, values = _scattered(x, mask if self.ndim else reshape(mask, (1,)), source)
+    write_places(put_op, x, places, values, tuple(range(x.ndim)), 0)
+    return self
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -85,6 +163,10 @@ def nonzero(input: Tensor, *, out: Any = None, as_tuple: bool = False) -> Any:
     """The coordinates of the elements that are not zero, a row of int64 for each; as_tuple: a vector per dimension.
 
     The number of rows depends on the values: on a GPU this waits for them.
+
+    Shape: (N, D) for N such elements of D dimensions; as_tuple: D vectors of N.
+    Dtype: any; the result is int64.
+    Raises: nothing.
     """
     mask = input.detach()
     mask = mask if mask.dtype is dtypes.bool_ else p.ne(mask, 0)
@@ -95,9 +177,14 @@ def nonzero(input: Tensor, *, out: Any = None, as_tuple: bool = False) -> Any:
 
 
 def argwhere(input: Tensor) -> Tensor:
-    """As `nonzero`."""
+    """The coordinates of the elements that are not zero. See `tgrad.nonzero`.
+
+    Shape: (N, D) for N such elements of D dimensions.
+    Dtype: any; the result is int64.
+    Raises: nothing.
+    """
     return nonzero(input)
 
 
-BOTH = (masked_fill, masked_select, nonzero, argwhere)
-IN_PLACE = (masked_fill_,)
+BOTH = (masked_fill, masked_select, masked_scatter, nonzero, argwhere)
+IN_PLACE = (masked_fill_, masked_scatter_)

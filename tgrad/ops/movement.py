@@ -1,4 +1,4 @@
-"""Elements moved, repeated, padded, and cut along diagonals."""
+"""Elements moved, repeated, and cut along diagonals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,9 @@ from tgrad.ops.views import (
     COPY,
     _sizes,
     contiguous,
-    fill_launch,
     flatten,
-    narrow,
     permute,
     reshape,
-    slice_op,
     transpose,
     unsqueeze,
 )
@@ -35,10 +32,13 @@ from tgrad.tensor import Tensor
 
 # --- views -----------------------------------------------------------------------------------------------------------
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
-    """One dimension cut into several; one size may be -1.
+    """One dimension cut into several. A view where strides allow it.
 
+    Shape: the dimension becomes `sizes`, of which one may be -1.
+    Dtype: the input's.
     Raises:
-        RuntimeError: the sizes do not multiply to the dimension's.
+        RuntimeError: `sizes` is empty, or does not multiply to the dimension.
+        IndexError: `dim` is out of range.
     """
     d = wrap_dim(dim, input.ndim)
     if not sizes:
@@ -54,15 +54,24 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 
 
 def ravel(input: Tensor) -> Tensor:
-    """All elements as a vector; a view where that is possible."""
+    """All elements in row-major order; a view where that is possible.
+
+    Shape: a vector of all elements.
+    Dtype: the input's.
+    Raises: nothing.
+    """
     return contiguous(reshape(input, (-1,)))
 
 
 def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
-    """Dimensions moved to other positions, the others kept in order.
+    """Dimensions moved to other positions, the others kept in order. A view.
 
+    Shape: the sizes in their new order.
+    Dtype: the input's.
     Raises:
         RuntimeError: not as many sources as destinations, or one is named twice.
+        TypeError: one of them is an int, the other a sequence.
+        IndexError: a dimension is out of range.
     """
     if isinstance(source, int) is not isinstance(destination, int):
         raise TypeError("movedim(): source and destination must both be ints, or both sequences of them")
@@ -82,12 +91,24 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
 
 
 def swapaxes(input: Tensor, axis0: int, axis1: int) -> Tensor:
-    """Two dimensions swapped."""
+    """Two dimensions swapped. A view.
+
+    Shape: the two sizes swapped.
+    Dtype: the input's.
+    Raises:
+        IndexError: a dimension is out of range.
+    """
     return transpose(input, axis0, axis1)
 
 
 def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:
-    """A view expanded to a shape."""
+    """A view expanded to a shape; -1 keeps a size.
+
+    Shape: `size`.
+    Dtype: the input's.
+    Raises:
+        RuntimeError: another size than 1 would have to change.
+    """
     return expand(input, *size)
 
 
@@ -110,10 +131,13 @@ diagonal_op = View("diagonal", _build_diagonal, _diagonal_grad, settings=("offse
 
 
 def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """A view of a diagonal of two dimensions, as the last one.
+    """A view of a diagonal of two dimensions, as the last one; `offset` counts from the main one, upwards.
 
+    Shape: without `dim1` and `dim2`, and with the diagonal's length at the end.
+    Dtype: the input's.
     Raises:
         RuntimeError: the two dimensions are one.
+        IndexError: a dimension is out of range.
     """
     a, b = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
     if a == b:
@@ -124,6 +148,8 @@ def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Te
 def diag(input: Tensor, diagonal: int = 0) -> Tensor:
     """A copy of a matrix's diagonal, or a matrix with a vector on its diagonal and zeros elsewhere.
 
+    Shape: (M, N) gives the diagonal's length; (N,) gives (N + |diagonal|, N + |diagonal|).
+    Dtype: the input's.
     Raises:
         RuntimeError: neither a vector nor a matrix.
     """
@@ -138,10 +164,13 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
 def as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
     """A view of input's memory with any sizes and strides, from `storage_offset` elements of the storage on.
 
-    Gradients flow through parts of input that no two elements of the view share, strides of 0 apart.
+    Gradients of elements that share a place are added up; of elements outside input they are dropped.
 
+    Shape: `size`.
+    Dtype: the input's.
     Raises:
-        RuntimeError: it reaches outside the storage, or a gradient could not flow.
+        RuntimeError: it reaches outside the storage; sizes and strides differ in number or are negative; input requires
+            grad and its elements overlap.
     """
     size, stride = tuple(size), tuple(stride)
     if len(size) != len(stride):
@@ -159,13 +188,9 @@ def as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storag
             f"requiring a storage size of {(first + reach) * itemsize} are out of bounds for storage of size "
             f"{input.storage.nbytes}"
         )
-    offset = first - own
-    if input.requires_grad and current().record:
-        moving = [(n, s) for n, s in zip(size, stride, strict=True) if s]
-        overlap = may_overlap_itself([n for n, _ in moving], [s for _, s in moving])
-        if offset < 0 or offset + reach > input.layout.extent or overlap:
-            raise RuntimeError("as_strided: a gradient needs a view inside input whose elements do not overlap")
-    return as_strided_op(input, shape=size, strides=stride, offset=offset)
+    if input.requires_grad and current().record and may_overlap_itself(tuple(input.shape), input.stride()):
+        raise RuntimeError("as_strided: a gradient needs an input whose elements do not overlap: clone() it first")
+    return as_strided_op(input, shape=size, strides=stride, offset=first - own)
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -183,13 +208,16 @@ flip_op: Kernel = Kernel(
 )
 
 
-def flip(input: Tensor, *dims: Any) -> Tensor:
+def flip(input: Tensor, *axes: Any, dims: Any = None) -> Tensor:
     """A copy with dimensions read backwards.
 
+    Shape: any; the result has the input's.
+    Dtype: the input's.
     Raises:
         RuntimeError: a dimension is named twice.
+        IndexError: one is out of range.
     """
-    named = [wrap_dim(d, input.ndim) for d in _sizes(dims)]
+    named = [wrap_dim(d, input.ndim) for d in _sizes(axes if dims is None else (dims,))]
     if len(set(named)) != len(named):
         raise RuntimeError("dim appears multiple times in the list of dims")
     return flip_op(input, dims=tuple(sorted(d for d in named if input.ndim)))
@@ -199,8 +227,10 @@ def flip(input: Tensor, *dims: Any) -> Tensor:
 def repeat(input: Tensor, *repeats: Any) -> Tensor:
     """Copies of input side by side, as many along each dimension as said.
 
+    Shape: each size times its number; missing leading sizes are 1.
+    Dtype: the input's.
     Raises:
-        RuntimeError: fewer numbers than dimensions.
+        RuntimeError: fewer numbers than dimensions, or a negative one.
     """
     times = _sizes(repeats)
     if len(times) < input.ndim:
@@ -215,7 +245,13 @@ def repeat(input: Tensor, *repeats: Any) -> Tensor:
 
 
 def tile(input: Tensor, *dims: Any) -> Tensor:
-    """As `repeat`; missing numbers are 1."""
+    """Copies of input side by side, as many along each dimension as said; missing leading numbers are 1.
+
+    Shape: each size times its number.
+    Dtype: the input's.
+    Raises:
+        RuntimeError: a number is negative.
+    """
     times = _sizes(dims)
     return repeat(input, *(1,) * (input.ndim - len(times)), *times)
 
@@ -223,8 +259,11 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
 def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
     """Each element (each slice of `dim`) several times in a row; repeats is a number or a vector of them.
 
+    Shape: the dimension's size times `repeats`, or their sum; without `dim`, of the flattened input.
+    Dtype: the input's.
     Raises:
-        RuntimeError: repeats is negative or of another length.
+        RuntimeError: `repeats` is negative or of another length.
+        IndexError: `dim` is out of range.
     """
     if dim is None:
         input, dim = flatten(input), 0
@@ -248,67 +287,6 @@ def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, ou
     if any(n < 0 for n in times):
         raise RuntimeError("repeats can not be negative")
     return index_select(input, d, creation.tensor(np.repeat(np.arange(len(times)), times), device=compute))
-
-
-# --- padding ---------------------------------------------------------------------------------------------------------
-def _build_pad(x: Tensor, value: float, pads: tuple[tuple[int, int], ...]) -> tuple[list[Layout], Launch]:
-    shape = tuple(before + n + after for n, (before, after) in zip(x.shape, pads, strict=True))
-    out = layout(x.dtype, shape, None, compute)
-    skip = sum(before * s for (before, _), s in zip(pads, out.strides, strict=True)) * x.dtype.itemsize
-    part = layout(x.dtype, tuple(x.shape), out.strides, compute, skip % 16 == 0)
-    fill = fill_launch("pad", out) if out.numel else None
-    copy = pointwise_launch("pad", COPY.lower(((x.dtype, 2),), [None]), [part], [x.layout])
-
-    def launch(to: int, source: int, number: float) -> None:
-        if fill is not None:
-            fill(to, number)
-            copy(to + skip, source)
-
-    return [out], launch
-
-
-def _unpad(g: Tensor, *, pads: tuple[tuple[int, int], ...]) -> Tensor:
-    for d, (before, after) in enumerate(pads):
-        if before or after:
-            g = slice_op(g, dim=d, start=before, stop=g.shape[d] - after, step=1)
-    return g
-
-
-pad_op = Kernel("constant_pad_nd", ("x", "value"), _build_pad, {"x": _unpad}, settings=("pads",))
-
-
-def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """Elements of one value put around the last dimensions: (before, after) of the last one, of the one before it, ...
-
-    A negative number cuts elements off.
-
-    Raises:
-        RuntimeError: an odd count of numbers, or more than dimensions. NotImplementedError: another mode.
-    """
-    pad = list(pad)
-    if mode != "constant":
-        raise NotImplementedError(f"pad: mode {mode!r} is not supported, only 'constant'")
-    if len(pad) % 2:
-        raise RuntimeError("Padding length must be divisible by 2")
-    if len(pad) > 2 * input.ndim:
-        raise RuntimeError(
-            f"Padding length should be less than or equal to two times the input dimension. Padding length {len(pad)}, "
-            f"input of dimension {input.ndim}"
-        )
-    out = input
-    pairs = [(0, 0)] * (input.ndim - len(pad) // 2) + list(zip(pad[-2::-2], pad[-1::-2], strict=True))
-    for d, (before, after) in enumerate(pairs):
-        if input.shape[d] + before + after < 0:
-            raise RuntimeError(
-                f"The input size {input.shape[d]}, plus negative padding {before} and {after}, resulted in a negative "
-                f"output size, which is invalid. Check dimension {d} of your input."
-            )
-        if before < 0 or after < 0:
-            out = narrow(out, d, max(0, -before), out.shape[d] - max(0, -before) - max(0, -after))
-    number: Any = 0 if value is None else value
-    if input.dtype.category < 2:
-        number = int(number)
-    return pad_op(out, number, pads=tuple((max(0, a), max(0, b)) for a, b in pairs))
 
 
 # --- triangles -------------------------------------------------------------------------------------------------------
@@ -337,6 +315,8 @@ def _triangle(name: str, x: Tensor, diagonal: int, upper: bool) -> Tensor:
 def tril(input: Tensor, diagonal: int = 0) -> Tensor:
     """Zeros above a diagonal of each matrix.
 
+    Shape: (..., M, N); the result has the input's.
+    Dtype: the input's.
     Raises:
         RuntimeError: fewer than two dimensions.
     """
@@ -346,6 +326,8 @@ def tril(input: Tensor, diagonal: int = 0) -> Tensor:
 def triu(input: Tensor, diagonal: int = 0) -> Tensor:
     """Zeros below a diagonal of each matrix.
 
+    Shape: (..., M, N); the result has the input's.
+    Dtype: the input's.
     Raises:
         RuntimeError: fewer than two dimensions.
     """

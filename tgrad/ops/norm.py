@@ -4,14 +4,16 @@ kept.
 
 from __future__ import annotations
 
-from tgrad import dtypes
+import functools
+
+from tgrad import dtypes, once
 from tgrad.device import compute
 from tgrad.dispatch import dispatch
 from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch
 from tgrad.layout import Layout, layout, numel
 from tgrad.modes import current
-from tgrad.op import Kernel, pointwise_launch
+from tgrad.op import Composed, Kernel, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.ops.reduce import reduce_launch, sum_op
 from tgrad.ops.views import reshape
@@ -116,7 +118,7 @@ batch_norm_op = Kernel(
         "weight": _weight_grad,
         "bias": lambda g, *, bias_shape: reshape(_channel_sum(g), bias_shape),
     },
-    results=("out", "mean", "rstd", "var"), grad_name="NativeBatchNorm",
+    results=("out", "mean", "rstd", "var"), grad_name="NativeBatchNorm", again=True,
 )  # fmt: skip
 
 
@@ -132,6 +134,10 @@ def batch_norm(
     Raises:
         ValueError: one value per channel in training. RuntimeError: a per-channel operand of another size.
     """
+    if x.ndim < 2:
+        if not x.numel():
+            return p.clone(x)
+        raise RuntimeError(f"batch_norm: expected an input of at least 2 dimensions, got shape {tuple(x.shape)}")
     channels = x.shape[1]
     for name, t in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
         if t is not None and t.numel() != channels:
@@ -145,11 +151,23 @@ def batch_norm(
             _move(running_mean, mean, momentum, 1.0)
             _move(running_var, var, momentum, count / (count - 1))
         return out
-    n = x.ndim
-    rstd = p.rsqrt(_per_channel(running_var, n) + eps)
-    out = (x - _per_channel(running_mean, n)) * rstd
-    out = out if weight is None else out * _per_channel(weight, n)
-    return out if bias is None else out + _per_channel(bias, n)
+    affine = [_per_channel(t, x.ndim) for t in (weight, bias) if t is not None]
+    row = _evaluation(x.dtype, weight is not None, bias is not None)
+    return row(x, _per_channel(running_mean, x.ndim), _per_channel(running_var, x.ndim), *affine, float(eps))
+
+
+@functools.cache
+def _evaluation(kind: dtypes.dtype, weighted: bool, biased: bool) -> Composed:
+    """Normalisation by given statistics, in one kernel; the result is of dtype `kind`, as the input."""
+    names = ["input", "running_mean", "running_var", *["weight"] * weighted, *["bias"] * biased, "eps"]
+
+    def normalise(x, mean, var, *rest):
+        *affine, eps = rest
+        y = (x - mean) * p.rsqrt(var + eps)
+        y = y * affine[0] if weighted else y
+        return p.cast(kind)(y + affine[-1] if biased else y)
+
+    return Composed("native_batch_norm", Expression.of(normalise, len(names)), names)
 
 
 _MOVE = Expression.of(lambda old, new, keep, take: old * keep + new * take, 4)
@@ -157,6 +175,8 @@ _MOVE = Expression.of(lambda old, new, keep, take: old * keep + new * take, 4)
 
 def _move(running: Tensor, batch: Tensor, momentum: float, correction: float) -> None:
     """running = (1 - momentum) * running + momentum * correction * batch, not counted as a write."""
+    if once.is_again():
+        return
     operands = (
         (running.dtype, T2),
         (batch.dtype, T2),

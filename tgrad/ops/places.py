@@ -19,7 +19,7 @@ from tgrad.dtypes import accumulator, float32, int32, int64
 from tgrad.expression import Expression
 from tgrad.inplace import overwrite
 from tgrad.kernels.indexing import ATOMIC, Walk, prepare_get, prepare_put
-from tgrad.kernels.launch import INTERPRET, Launch
+from tgrad.kernels.launch import Launch
 from tgrad.layout import Layout, broadcast_shapes, collapse, layout, numel
 from tgrad.op import Kernel, operand, pointwise_launch, result_layout
 from tgrad.ops import pointwise as p
@@ -70,7 +70,7 @@ def _wide(*layouts: Layout) -> bool:
     return any(max(t.extent, t.numel) >= 2**31 for t in layouts)
 
 
-def _get_launch(x: Layout, index: Layout, dims: Dims, at: int | None, out: Layout) -> Launch | None:
+def get_launch(x: Layout, index: Layout, dims: Dims, at: int | None, out: Layout) -> Launch | None:
     if not out.numel:
         return None
     where, counted = _walk(x, index, None, dims, at)
@@ -122,7 +122,7 @@ def _cast_launch(source: Layout, to: Layout) -> Launch:
 # --- the ops ---------------------------------------------------------------------------------------------------------
 def _build_get(x: Tensor, index: Tensor, dims: Dims, at: int | None) -> tuple[list[Layout], Any]:
     out = layout(x.dtype, region(tuple(x.shape), tuple(index.shape), dims, at), None, compute)
-    return [out], _get_launch(x.layout, index.layout, dims, at, out)
+    return [out], get_launch(x.layout, index.layout, dims, at, out)
 
 
 def _build_spread(
@@ -236,22 +236,3 @@ def joined(indices: list[Tensor], sizes: list[int]) -> Tensor:
 
 def as_int64(index: Tensor) -> Tensor:
     return index if index.dtype is int64 else p.cast(int64)(index)
-
-
-def extremes(index: Tensor) -> tuple[int, int] | None:
-    """Least and greatest value, where looking at them costs no synchronisation: on the CPU."""
-    if compute.type != "cpu" or not INTERPRET or not index.numel():
-        return None
-    values = index._array()
-    return int(values.min()), int(values.max())
-
-
-def outside(index: Tensor, size: int, negative: bool = True) -> int | None:
-    """A value of `index` that is out of range for `size` elements; None if there is none, or on a GPU."""
-    found = extremes(index)
-    if found is None:
-        return None
-    low, high = found
-    if low < (-size if negative else 0):
-        return low
-    return high if high >= size else None

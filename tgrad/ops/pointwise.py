@@ -115,7 +115,8 @@ normal_density: Pointwise = Pointwise(
 # -------------------------------------------------------------------------------------------------------
 sigmoid: Pointwise = Pointwise("sigmoid", scalar.sigmoid, floating, lambda g, out: g * ((1 - out) * out))
 relu: Pointwise = Pointwise(
-    "relu", scalar.relu, promoting, lambda g, out: where(out <= 0, 0, g), check=_no_bool("relu", "x.int()")
+    "relu", scalar.relu, promoting, lambda g, out: where(out <= 0, 0, g), check=_no_bool("relu", "x.int()"),
+    sign=True,
 )
 leaky_relu: Pointwise = Pointwise(
     "leaky_relu",

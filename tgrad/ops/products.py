@@ -8,10 +8,10 @@ from typing import Any
 
 from tgrad.aliasing import as_strided_op
 from tgrad.arguments import Number
-from tgrad.layout import numel
+from tgrad.layout import may_overlap_itself, numel
 from tgrad.ops import matmul as products, pointwise as p
 from tgrad.ops.reduce import _sum_dtype, sum_op
-from tgrad.ops.views import permute, reshape, unsqueeze
+from tgrad.ops.views import contiguous, permute, reshape, unsqueeze
 from tgrad.tensor import Tensor
 
 
@@ -45,39 +45,51 @@ def _plus(name: str, input: Tensor, product: Tensor, beta: Number, alpha: Number
 
 
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Number = 1, alpha: Number = 1) -> Tensor:
-    """beta * input + alpha * (mat1 @ mat2): input broadcasts to (M, N), (M, K), (K, N).
+    """beta * input + alpha * (mat1 @ mat2).
 
+    Shape: (M, K) and (K, N) give (M, N), to which `input` broadcasts.
+    Dtype: the same of all, any but bool; the result has it.
     Raises:
-        RuntimeError: shapes or dtypes do not match.
+        RuntimeError: a matrix has not two dimensions; shapes or dtypes do not match.
+        TypeError: a matrix is no Tensor.
     """
     _check("addmm", (("mat1", mat1, 2), ("mat2", mat2, 2)))
     return _plus("addmm", input, products.mm(mat1, mat2), beta, alpha)
 
 
 def addmv(input: Tensor, mat: Tensor, vec: Tensor, *, beta: Number = 1, alpha: Number = 1) -> Tensor:
-    """beta * input + alpha * (mat @ vec): input broadcasts to (M,), (M, K), (K,).
+    """beta * input + alpha * (mat @ vec).
 
+    Shape: (M, K) and (K,) give (M,), to which `input` broadcasts.
+    Dtype: the same of all, any but bool; the result has it.
     Raises:
-        RuntimeError: shapes or dtypes do not match.
+        RuntimeError: `mat` is no matrix, or `vec` no vector; shapes or dtypes do not match.
+        TypeError: one is no Tensor.
     """
     return _plus("addmv", input, mv(mat, vec), beta, alpha)
 
 
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Number = 1, alpha: Number = 1) -> Tensor:
-    """beta * input + alpha * (batch1 @ batch2): input broadcasts to (B, M, N), (B, M, K), (B, K, N).
+    """beta * input + alpha * (batch1 @ batch2).
 
+    Shape: (B, M, K) and (B, K, N) give (B, M, N), to which `input` broadcasts.
+    Dtype: the same of all, any but bool; the result has it.
     Raises:
-        RuntimeError: shapes or dtypes do not match.
+        RuntimeError: a batch has not three dimensions; shapes or dtypes do not match.
+        TypeError: a batch is no Tensor.
     """
     _check("baddbmm", (("batch1", batch1, 3), ("batch2", batch2, 3)))
     return _plus("baddbmm", input, products.bmm(batch1, batch2), beta, alpha)
 
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
-    """The products of each element with each: (N,), (M,) -> (N, M).
+    """The products of each element with each.
 
+    Shape: (N,) and (M,) give (N, M).
+    Dtype: the operands' common dtype.
     Raises:
         RuntimeError: an operand is no vector.
+        TypeError: an operand is no Tensor.
     """
     _check("outer", (("self", input, 1), ("vec2", vec2, 1)))
     return p.mul(unsqueeze(input, 1), vec2)
@@ -86,8 +98,10 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """The sum of the products of two vectors of one size.
 
+    Shape: two vectors (N,) give a 0-dim tensor.
+    Dtype: the same of both, any but bool; the result has it. Half types accumulate in float32.
     Raises:
-        RuntimeError: an operand is no vector, or the sizes or dtypes differ.
+        RuntimeError: an operand is no vector; the sizes or dtypes differ; the dtype is bool.
     """
     if input.ndim != 1 or tensor.ndim != 1:
         raise RuntimeError(f"1D tensors expected, but got {input.ndim}D and {tensor.ndim}D tensors")
@@ -99,10 +113,13 @@ def dot(input: Tensor, tensor: Tensor) -> Tensor:
 
 
 def mv(input: Tensor, vec: Tensor) -> Tensor:
-    """The product of a matrix and a vector: (M, K), (K,) -> (M,).
+    """The product of a matrix and a vector.
 
+    Shape: (M, K) and (K,) give (M,).
+    Dtype: the same of both, any but bool; the result has it. Half types accumulate in float32.
     Raises:
-        RuntimeError: shapes or dtypes do not match.
+        RuntimeError: an operand has another number of dimensions; shapes or dtypes do not match.
+        TypeError: an operand is no Tensor.
     """
     _check("mv", (("input", input, 2), ("vec", vec, 1)))
     if input.shape[1] != vec.shape[0]:
@@ -159,6 +176,8 @@ def _diagonals(x: Tensor, names: list[Any]) -> tuple[Tensor, list[Any]]:
     kept = list(dict.fromkeys(names))
     if len(kept) == len(names):
         return x, names
+    if may_overlap_itself(tuple(x.shape), x.stride()):  # the gradient of as_strided needs a place for each element
+        x = contiguous(x)
     sizes, strides = [], []
     for n in kept:
         at = [d for d, name in enumerate(names) if name == n]
@@ -171,11 +190,11 @@ def _diagonals(x: Tensor, names: list[Any]) -> tuple[Tensor, list[Any]]:
     return as_strided_op(x, shape=tuple(sizes), strides=tuple(strides), offset=0), kept
 
 
-def _sum_out(x: Tensor, names: list[Any], keep: set, alone: bool = False) -> tuple[Tensor, list[Any]]:
+def _sum_out(x: Tensor, names: list[Any], keep: set) -> tuple[Tensor, list[Any]]:
     gone = tuple(d for d, n in enumerate(names) if n not in keep)
     if not gone:
         return x, names
-    kind = _sum_dtype(x.dtype, None) if alone else x.dtype  # integers grow in a sum, as torch has it, not in a product
+    kind = _sum_dtype(x.dtype, None)  # integers grow in a sum, as torch has it, not in a product
     return sum_op(x, dims=gone, keepdim=False, out_dtype=kind), [n for n in names if n in keep]
 
 
@@ -199,6 +218,8 @@ def _pair(a: Tensor, an: list[Any], b: Tensor, bn: list[Any], later: set) -> tup
     whole = lambda x, names, n: n in names and (x.shape[names.index(n)] == size[n])
     a, an = _sum_out(a, an, {n for n in an if n in later or n in bn})
     b, bn = _sum_out(b, bn, {n for n in bn if n in later or n in an})
+    if a.dtype is not b.dtype and not a.dtype.is_floating_point:  # one of them was summed
+        a, b = a.to(_sum_dtype(a.dtype, None)), b.to(_sum_dtype(b.dtype, None))
     # A name of which one operand has size 1 only broadcasts: it belongs to the other.
     both = [n for n in an if n in bn and whole(a, an, n) and whole(b, bn, n)]
     inner, batch = [n for n in both if n not in later], [n for n in both if n in later]
@@ -224,8 +245,11 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     Operands are contracted from left to right, each pair in one matrix product. "..." stands for dimensions that
     broadcast; a name repeated in an operand takes the diagonal; without "->" the names that occur once, sorted, stay.
 
+    Shape: as the equation says: one letter a dimension; the result has the letters after "->".
+    Dtype: the same of all, any but bool where there is a product; the result has it.
     Raises:
-        RuntimeError: the equation does not fit the operands, or sizes do not match. TypeError: no equation.
+        RuntimeError: the equation does not fit the operands; a letter has two sizes; the dtypes differ.
+        TypeError: the first argument is no string.
     """
     if not isinstance(equation, str):
         raise TypeError("einsum(): the first argument must be the equation: lists of subscripts are not supported")
@@ -238,7 +262,7 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     for i, (y, its) in enumerate(terms[1:], 2):
         later = {*out, *(n for _, others in terms[i:] for n in others)}
         x, have = _pair(x, have, y, its, later)
-    x, have = _sum_out(x, have, set(out), alone=len(terms) == 1)
+    x, have = _sum_out(x, have, set(out))
     return permute(x, [have.index(n) for n in out]) if x.ndim else x
 
 

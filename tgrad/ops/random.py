@@ -8,7 +8,7 @@ from tgrad import dtypes, modes
 from tgrad.device import compute
 from tgrad.dtypes import dtype
 from tgrad.inplace import write
-from tgrad.kernels.creation import prepare_creation
+from tgrad.kernels.creation import prepare_creation, seed_type
 from tgrad.kernels.launch import INTERPRET
 from tgrad.kernels.random import prepare_choice
 from tgrad.layout import broadcast_shapes
@@ -29,7 +29,7 @@ def _integers_into(t: Tensor, low: int, high: int, generator: Generator | None) 
         raise RuntimeError(f"random numbers are drawn on {compute} only: draw there, then use .cpu()")
     if t.numel():
         seed, offset = (generator or default_generator).take(t.numel())
-        launch = prepare_creation("integers", t.dtype.triton, (), ("i64",) * 4, t.numel())
+        launch = prepare_creation("integers", t.dtype.triton, (), (seed_type(seed), "i64", "i64", "i64"), t.numel())
         width = high - low
         launch(t.ptr, seed, offset, low, width if width < 2**63 else 0)
     return t
@@ -38,10 +38,13 @@ def _integers_into(t: Tensor, low: int, high: int, generator: Generator | None) 
 def randint(*args: Any, low: int | None = None, high: int | None = None, size: Any = None,
             generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
             requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Integers from low (0) to high - 1: randint(high, size) or randint(low, high, size); int64 unless told.
+    """Integers from low (0) to high - 1: randint(high, size) or randint(low, high, size).
 
+    Shape: `size`.
+    Dtype: `dtype`, by default int64.
     Raises:
-        RuntimeError: high is not above low.
+        RuntimeError: `high` is not above `low`; a size is negative; the device is not the one that computes.
+        TypeError: `high` or `size` is missing.
     """
     given = list(args)
     if size is None and given and isinstance(given[-1], (tuple, list)):
@@ -62,7 +65,13 @@ def randint(*args: Any, low: int | None = None, high: int | None = None, size: A
 
 def randint_like(input: Tensor, low: int, high: int | None = None, *, generator: Generator | None = None,
                  dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Integers from low (0 if only one number is given) to high - 1, of input's shape and dtype."""
+    """Integers from low (0 if only one number is given) to high - 1.
+
+    Shape: that of `input`.
+    Dtype: `dtype`, by default that of `input`.
+    Raises:
+        RuntimeError: `high` is not above `low`; the device is not the one that computes.
+    """
     low, high = (0, low) if high is None else (low, high)
     t = creation._like(input, dtype, device, False)
     _integers_into(t, low, high, generator)
@@ -71,7 +80,13 @@ def randint_like(input: Tensor, low: int, high: int | None = None, *, generator:
 
 def randperm(n: int, *, generator: Generator | None = None, dtype: dtype | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """The integers from 0 to n - 1 in random order: those that sort n random 62-bit keys."""
+    """The integers from 0 to n - 1 in random order: those that sort n random 62-bit keys.
+
+    Shape: a vector of `n`.
+    Dtype: `dtype`, by default int64.
+    Raises:
+        RuntimeError: `n` is negative; there is no such device.
+    """
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
     keys = _integers_into(creation.empty(n, dtype=dtypes.int64), 0, 2**62, generator)
@@ -81,10 +96,13 @@ def randperm(n: int, *, generator: Generator | None = None, dtype: dtype | None 
 
 def normal(mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None,
            dtype: dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Normal numbers: of a size, or of the broadcast shape of mean and std, of which either may be a tensor.
+    """Normal numbers: of a size, or for each element of mean and std, either of which may be a tensor; no gradient.
 
+    Shape: `size`, or that to which mean and std broadcast.
+    Dtype: `dtype`; with tensors, their common dtype. Floating.
     Raises:
-        RuntimeError: std is negative. TypeError: no size where both are numbers.
+        RuntimeError: `std` is negative; the dtype is not floating; shapes do not broadcast.
+        TypeError: no size where both are numbers.
     """
     if not isinstance(std, Tensor) and std < 0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std {float(std)}")
@@ -103,7 +121,13 @@ def normal(mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator 
 
 
 def bernoulli(input: Tensor, p: Any = None, *, generator: Generator | None = None) -> Tensor:
-    """Ones with the probabilities in input (or with probability p), else zeros, in input's shape and dtype."""
+    """Ones with the probabilities in input (or with probability p), else zeros. No gradient flows.
+
+    Shape: that of `input`.
+    Dtype: that of `input`; the probabilities are floating.
+    Raises:
+        RuntimeError: the probabilities are not floating, or `p` is not in [0, 1].
+    """
     with modes.no_grad():
         return _coins(input, input.detach() if p is None else p, generator)
 
@@ -125,8 +149,11 @@ def multinomial(
 
     Without replacement: those that come first in a race of exponential clocks, whose rates are the weights.
 
+    Shape: (C,) gives (num_samples,); (N, C) gives (N, num_samples).
+    Dtype: floating; the result is int64.
     Raises:
-        RuntimeError: another number of dimensions, no sample, weights that are no floats, or too few categories.
+        RuntimeError: another number of dimensions; no sample; weights that are not floating, or (on the CPU) negative,
+            not finite or all zero; too few categories.
     """
     if input.ndim not in (1, 2):
         raise RuntimeError("prob_dist must be 1 or 2 dim")
@@ -146,7 +173,7 @@ def multinomial(
             out = creation.empty(rows, num_samples, dtype=dtypes.int64)
             if out.numel():
                 seed, offset = (generator or default_generator).take(out.numel())
-                prepare_choice(rows, num_samples, n)(out.ptr, weights.ptr, seed, offset)
+                prepare_choice(rows, num_samples, n, seed_type(seed))(out.ptr, weights.ptr, seed, offset)
         else:
             clocks = draw_into(creation.empty(rows, n, dtype=dtypes.float64), "exponential", 1, 0, generator)
             out = topk(p.div(weights, clocks), num_samples).indices
@@ -166,6 +193,11 @@ def random_(self: Tensor, low: int = 0, high: int | None = None, *, generator: G
     """Integers from low to high - 1; without bounds up to the greatest that the dtype holds exactly.
 
     With one number, from 0 to it.
+
+    Shape: any; kept.
+    Dtype: any; kept.
+    Raises:
+        RuntimeError: `high` is not above `low`; the write is refused.
     """
     if high is None:
         low, high = (0, low) if low else (0, _limit(self.dtype))
@@ -182,7 +214,13 @@ def _limit(kind: dtype) -> int:
 
 
 def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
-    """Ones with probability p, a number or a tensor that broadcasts, else zeros."""
+    """Ones with probability p, a number or a tensor that broadcasts, else zeros.
+
+    Shape: kept; `p` broadcasts to it.
+    Dtype: kept; `p` is a number or floating.
+    Raises:
+        RuntimeError: `p` is not floating, or not in [0, 1]; the write is refused.
+    """
     with modes.no_grad():
         chance = expand(p.detach(), tuple(self.shape)) if isinstance(p, Tensor) else p
         drawn = _coins(self, chance, generator)
@@ -192,8 +230,10 @@ def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None
 def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Exponential numbers of rate lambd.
 
+    Shape: any; kept.
+    Dtype: floating; kept.
     Raises:
-        RuntimeError: lambd is not positive.
+        RuntimeError: `lambd` is not positive; the dtype is not floating; the write is refused.
     """
     if lambd <= 0:
         raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")

@@ -22,8 +22,10 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: dtype | None = None, de
              requires_grad: bool = False) -> Tensor:  # fmt: skip
     """`steps` numbers from start to end, both included, at equal distances.
 
+    Shape: a vector of `steps`.
+    Dtype: `dtype`, by default the default dtype.
     Raises:
-        RuntimeError: steps is negative.
+        RuntimeError: `steps` is negative; there is no such device.
     """
     start, end = (v.item() if isinstance(v, Tensor) else v for v in (start, end))
     if steps < 0:
@@ -42,8 +44,16 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: dtype | None = None, de
 
 def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: dtype | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """base to the powers of `steps` numbers from start to end."""
+    """base to the powers of `steps` numbers from start to end.
+
+    Shape: a vector of `steps`.
+    Dtype: `dtype`, by default the default dtype.
+    Raises:
+        RuntimeError: `steps` is negative; there is no such device.
+    """
     kind = dtype or dtypes.get_default_dtype()
+    if not kind.is_floating_point:  # as PyTorch
+        start, end = (int(v.item() if isinstance(v, Tensor) else v) for v in (start, end))
     with modes.no_grad():
         t = p.cast(kind)(p.pow(float(base), linspace(start, end, steps, dtype=dtypes.float64)))
         t = t.to(device=device)
@@ -54,6 +64,8 @@ def empty_strided(size: Sequence[int], stride: Sequence[int], *, dtype: dtype | 
                   requires_grad: bool = False) -> Tensor:  # fmt: skip
     """Uninitialised values of any sizes and strides.
 
+    Shape: `size`.
+    Dtype: `dtype`, by default the default dtype.
     Raises:
         RuntimeError: not as many strides as sizes, or one is negative.
     """
@@ -85,12 +97,24 @@ def _triangle_indices(row: int, col: int, offset: int, upper: bool, kind: dtype 
 
 
 def tril_indices(row: int, col: int, offset: int = 0, *, dtype: dtype | None = None, device: Any = None) -> Tensor:
-    """The coordinates, two rows of int64, of the elements on and below a diagonal of a (row, col) matrix."""
+    """The coordinates of the elements on and below a diagonal of a (row, col) matrix.
+
+    Shape: (2, N) for N such elements.
+    Dtype: `dtype`, int32, int64 or uint8; by default int64.
+    Raises:
+        RuntimeError: a size is negative; the dtype is not integer.
+    """
     return _triangle_indices(row, col, offset, False, dtype, device)
 
 
 def triu_indices(row: int, col: int, offset: int = 0, *, dtype: dtype | None = None, device: Any = None) -> Tensor:
-    """The coordinates, two rows of int64, of the elements on and above a diagonal of a (row, col) matrix."""
+    """The coordinates of the elements on and above a diagonal of a (row, col) matrix.
+
+    Shape: (2, N) for N such elements.
+    Dtype: `dtype`, int32, int64 or uint8; by default int64.
+    Raises:
+        RuntimeError: a size is negative; the dtype is not integer.
+    """
     return _triangle_indices(row, col, offset, True, dtype, device)
 
 
@@ -102,31 +126,62 @@ def _as(self: Tensor, dtype: dtype | None, device: Any, requires_grad: bool) -> 
 
 def new_empty(self: Tensor, *size: Any, dtype: dtype | None = None, device: Any = None,
               requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Uninitialised values of a shape, of this tensor's dtype and device unless told."""
+    """Uninitialised values, on this tensor's device unless told.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, by default this tensor's.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return creation.empty(*size, **_as(self, dtype, device, requires_grad))
 
 
 def new_zeros(self: Tensor, *size: Any, dtype: dtype | None = None, device: Any = None,
               requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Zeros of a shape, of this tensor's dtype and device unless told."""
+    """Zeros, on this tensor's device unless told.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, by default this tensor's.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return creation.zeros(*size, **_as(self, dtype, device, requires_grad))
 
 
 def new_ones(self: Tensor, *size: Any, dtype: dtype | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """Ones of a shape, of this tensor's dtype and device unless told."""
+    """Ones, on this tensor's device unless told.
+
+    Shape: `size`, given as integers or as one sequence.
+    Dtype: `dtype`, by default this tensor's.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return creation.ones(*size, **_as(self, dtype, device, requires_grad))
 
 
 def new_full(self: Tensor, size: Sequence[int], fill_value: float, *, dtype: dtype | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """One value everywhere, of this tensor's dtype and device unless told."""
+    """One value everywhere, on this tensor's device unless told.
+
+    Shape: `size`, a sequence of integers.
+    Dtype: `dtype`, by default this tensor's.
+    Raises:
+        RuntimeError: a size is negative; there is no such device; `requires_grad` with a dtype that is not floating.
+    """
     return creation.full(size, fill_value, **_as(self, dtype, device, requires_grad))
 
 
 def new_tensor(self: Tensor, data: Any, *, dtype: dtype | None = None, device: Any = None,
                requires_grad: bool = False) -> Tensor:  # fmt: skip
-    """The values of `data`, of this tensor's dtype and device unless told."""
+    """The values of `data`, on this tensor's device unless told. See `tgrad.tensor`.
+
+    Shape: that of `data`.
+    Dtype: `dtype`, by default this tensor's.
+    Raises:
+        TypeError: `data` holds something that is no number.
+        ValueError: nested sequences differ in length.
+    """
     return creation.tensor(data, **_as(self, dtype, device, requires_grad))
 
 

@@ -115,10 +115,12 @@ expand_op = View("expand", _build_expand, lambda g, *, x_shape: sum_to(g, x_shap
 
 
 def expand(x: Tensor, *sizes: Any) -> Tensor:
-    """x read as if repeated along dimensions of size 1, or new leading ones; -1 keeps a size.
+    """x read as if repeated along dimensions of size 1, or new leading ones; -1 keeps a size. A view.
 
+    Shape: `sizes`: given as integers or as one sequence.
+    Dtype: the input's.
     Raises:
-        RuntimeError: another size than 1 would have to change.
+        RuntimeError: another size than 1 would have to change; fewer sizes than dimensions; -1 for a new dimension.
     """
     given = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     lead = len(given) - x.ndim
@@ -170,13 +172,24 @@ def _build_mean(x: Tensor, dims: tuple[int, ...], keepdim: bool, out_dtype: dtyp
     return [out], lambda *addresses: launch(*addresses, count)
 
 
+def reduced_layout(op: Kernel, x: Layout, settings: tuple) -> Layout:
+    """The layout of sum, mean, amax or amin of a tensor.
+
+    Raises:
+        IndexError: a maximum or minimum over nothing.
+    """
+    dims, keepdim, *kind = settings
+    out = layout(kind[0] if kind else x.dtype, reduced_shape(tuple(x.shape), dims, keepdim), None, compute)
+    empty_dims = [d for d in dims if x.shape[d] == 0]
+    if not kind and empty_dims and out.numel:
+        raise IndexError(f"{op.name}(): Expected reduction dim {empty_dims[0]} to have non-zero size.")
+    return out
+
+
 def _build_extreme(kind: str) -> Any:
     def build(x: Tensor, dims: tuple[int, ...], keepdim: bool) -> tuple[list[Layout], Launch]:
         shape = tuple(x.shape)
-        empty_dims = [d for d in dims if shape[d] == 0]
-        out = layout(x.dtype, reduced_shape(shape, dims, keepdim), None, compute)
-        if empty_dims and out.numel:
-            raise IndexError(f"a{kind}(): Expected reduction dim {empty_dims[0]} to have non-zero size.")
+        out = reduced_layout(amax_op if kind == "max" else amin_op, x.layout, (dims, keepdim))
         return [out], reduce_launch(f"a{kind}", kind, COPY, ((x.dtype, dtypes.TENSOR),), [x.layout], shape, dims, out)
 
     return build
@@ -184,8 +197,9 @@ def _build_extreme(kind: str) -> Any:
 
 def _back(g: Tensor, shape: tuple[int, ...], dims: tuple[int, ...], keepdim: bool) -> Tensor:
     """g as if the reduction had kept its dimensions, expanded to the input's shape: no bytes."""
-    kept = tuple(1 if d in dims else n for d, n in enumerate(shape))
-    return expand_op(g if keepdim else reshape(g, kept), shape=shape)
+    if not keepdim and g.layout.shape:
+        g = reshape(g, tuple(1 if d in dims else n for d, n in enumerate(shape)))
+    return expand_op(g, shape=shape)
 
 
 def _extreme_grad(
@@ -216,10 +230,13 @@ amin_op = Kernel("amin", ("x",), _build_extreme("min"), {"x": _extreme_grad}, se
 def sum(
     x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: dtype | None = None
 ) -> Tensor:
-    """Sum over `dim` (all if None). Integers sum to int64; half types accumulate in float32.
+    """Sum over `dim` (all if None).
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: `dtype`; by default the input's, of integers and bool int64. Half types accumulate in float32.
     Raises:
-        IndexError, RuntimeError: `dim` is out of range or names one twice.
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice.
     """
     return sum_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim), out_dtype=_sum_dtype(x.dtype, dtype))
 
@@ -229,8 +246,11 @@ def mean(
 ) -> Tensor:
     """Mean over `dim` (all if None).
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: `dtype`, floating; by default the input's.
     Raises:
-        RuntimeError: the dtype is not floating.
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice; the dtype is not floating.
     """
     kind = dtype or x.dtype
     if not kind.is_floating_point:
@@ -242,12 +262,28 @@ def mean(
 
 
 def amax(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
-    """Maximum over `dim` (all if None or ()); nan if any is; ties share the gradient."""
+    """Maximum over `dim` (all if None or ()); nan if any is; ties share the gradient.
+
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: the input's.
+    Raises:
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice; there are no elements, and no `dim`.
+        IndexError: `dim` has size 0.
+    """
     return amax_op(x, dims=_nonempty(x, dim, "amax"), keepdim=bool(keepdim))
 
 
 def amin(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
-    """Minimum over `dim` (all if None or ()); nan if any is; ties share the gradient."""
+    """Minimum over `dim` (all if None or ()); nan if any is; ties share the gradient.
+
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: the input's.
+    Raises:
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice; there are no elements, and no `dim`.
+        IndexError: `dim` has size 0.
+    """
     return amin_op(x, dims=_nonempty(x, dim, "amin"), keepdim=bool(keepdim))
 
 

@@ -1,6 +1,7 @@
 """Layer, group and root-mean-square normalisation: fused row kernels, with composed twins to differentiate again.
 
-All work on x as (B, G, P, S): B * G rows of P channels with S elements each. Kept are the input and two numbers a row.
+All work on x as (B, G, P, S): B * G rows of P channels with S elements each. Kept are the input and two numbers a
+row, one where there is no mean.
 """
 
 from __future__ import annotations
@@ -26,62 +27,69 @@ from tgrad.tensor import Tensor
 def _build(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[list[Layout], Launch]:
-    """Results: the normalised input, and per row its mean (rms: 0) and 1 / sqrt(variance + eps)."""
+    """Results: the normalised input, and per row its mean (rms: none) and 1 / sqrt(variance + eps)."""
     b, g, channels, elements = x.shape
     acc = dtypes.accumulator(x.dtype)
     out, stat = layout(x.dtype, tuple(x.shape), None, compute), layout(acc, (b, g, 1, 1), None, compute)
     affine = [x if t is None else t for t in (weight, bias)]
     pointers = (x.dtype.triton, acc.triton, acc.triton, x.dtype.triton, *(t.dtype.triton for t in affine))
+    outs = [out, stat] if rms else [out, stat, stat]
     if not out.numel:
-        return [out, stat, stat], lambda *values: None
+        return outs, lambda *values: None
     run = prepare_norm(
         "norm", pointers, ("fp64" if acc is dtypes.float64 else "fp32",), b * g, (g, channels, elements),
         {"RMS": rms, "WEIGHT": weight is not None, "BIAS": bias is not None}, accumulator=acc.triton,
         aligned=all(t.layout.aligned for t in (x, *affine)),
     )  # fmt: skip
 
-    def launch(to: int, mean: int, rstd: int, source: int, *rest: float) -> None:
-        *affine, e = rest
+    def launch(to: int, *rest: float) -> None:
+        stats, (source, *affine, e) = rest[: len(outs) - 1], rest[len(outs) - 1 :]
         w = affine[0] if weight_given else source
-        run(to, mean, rstd, source, w, affine[-1] if bias_given else source, e)
+        run(to, stats[0], stats[-1], source, w, affine[-1] if bias_given else source, e)
 
     weight_given, bias_given = weight is not None, bias is not None
-    return [out, stat, stat], launch
+    return outs, launch
 
 
 def _build_backward(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, rms: bool
+    g: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, weight: Tensor | None, rms: bool
 ) -> tuple[list[Layout], Launch]:
     b, groups, channels, elements = x.shape
     acc = dtypes.accumulator(x.dtype)
     dx = layout(x.dtype, tuple(x.shape), None, compute)
     if not dx.numel:
         return [dx], lambda *values: None
-    tensors = [x, g, x, mean, rstd, x if weight is None else weight]
+    tensors = [x, g, x, rstd if mean is None else mean, rstd, x if weight is None else weight]
     run = prepare_norm(
         "norm_backward", tuple(t.dtype.triton for t in tensors), (), b * groups, (groups, channels, elements),
         {"RMS": rms, "WEIGHT": weight is not None}, accumulator=acc.triton,
         aligned=all(t.layout.aligned for t in tensors),
     )  # fmt: skip
-    if weight is not None:
-        return [dx], run
-    return [dx], lambda to, g, source, mean, rstd: run(to, g, source, mean, rstd, source)
+    mean_given, weight_given = mean is not None, weight is not None
+
+    def launch(to: int, g: int, source: int, *rest: int) -> None:
+        stats = rest[:2] if mean_given else (rest[0], rest[0])
+        run(to, g, source, *stats, rest[-1] if weight_given else source)
+
+    return [dx], launch
 
 
 _backward = Kernel("norm_backward", ("g", "x", "mean", "rstd", "weight"), _build_backward, {}, settings=("rms",))
 
 _WEIGHTED = Expression.of(lambda g, x, mean, rstd: g * ((x - mean) * rstd), 4)
+_WEIGHTED_RMS = Expression.of(lambda g, x, rstd: g * (x * rstd), 3)
 
 
 def _build_weight(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, kind: dtypes.dtype
+    g: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, kind: dtypes.dtype
 ) -> tuple[list[Layout], Launch]:
     """sum(g * normalised) over all but the channels: never stored at the input's size."""
-    tensors = [g, x, mean, rstd]
+    tensors = [g, x, rstd] if mean is None else [g, x, mean, rstd]
+    weighted = _WEIGHTED_RMS if mean is None else _WEIGHTED
     out = layout(kind, (1, x.shape[1], x.shape[2], 1), None, compute)
     operands = tuple((t.dtype, TENSOR) for t in tensors)
     ins = [t.layout for t in tensors]
-    return [out], reduce_launch("norm_weight", "sum", _WEIGHTED, operands, ins, tuple(x.shape), (0, 3), out)
+    return [out], reduce_launch("norm_weight", "sum", weighted, operands, ins, tuple(x.shape), (0, 3), out)
 
 
 _weight_backward = Kernel("norm_weight", ("g", "x", "mean", "rstd"), _build_weight, {}, settings=("kind",))
@@ -91,40 +99,40 @@ def _average(t: Tensor) -> Tensor:
     return sum_op(t, dims=(2, 3), keepdim=True, out_dtype=t.dtype) / float(max(1, t.shape[2] * t.shape[3]))
 
 
-def _normalised(x: Tensor, mean: Tensor, rstd: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
+def _normalised(x: Tensor, mean: Tensor | None, rstd: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
     """(normalised, rstd): functions of x where that is recorded, since mean and rstd are saved as plain numbers."""
-    x = x.to(mean.dtype)
+    x = x.to(rstd.dtype)
     if not current().record:
-        return (x - mean) * rstd, rstd
+        return (x if mean is None else x - mean) * rstd, rstd
     centred = x if rms else x - _average(x)
     rstd = p.rsqrt(_average(centred * centred) + eps)
     return centred * rstd, rstd
 
 
 def _input_grad(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, eps: float, *, rms: bool
+    g: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, weight: Tensor | None, eps: float, *, rms: bool
 ) -> Tensor:
     hat, rstd = _normalised(x, mean, rstd, eps, rms)
-    d = g.to(mean.dtype) if weight is None else g.to(mean.dtype) * weight
+    d = g.to(rstd.dtype) if weight is None else g.to(rstd.dtype) * weight
     inner = hat * _average(d * hat)
     return ((d - (inner if rms else _average(d) + inner)) * rstd).to(x.dtype)
 
 
 def _weight_grad(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float, *, rms: bool, weight_dtype: dtypes.dtype
+    g: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, eps: float, *, rms: bool, weight_dtype: dtypes.dtype
 ) -> Tensor:
     hat, _ = _normalised(x, mean, rstd, eps, rms)
     return sum_op(g * hat, dims=(0, 3), keepdim=True, out_dtype=weight_dtype)
 
 
 def _fast_input(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, eps: float, *, rms: bool
+    g: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, weight: Tensor | None, eps: float, *, rms: bool
 ) -> Tensor:
     return _backward(contiguous(g), x, mean, rstd, weight, rms=rms)
 
 
 def _fast_weight(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float, *, rms: bool, weight_dtype: dtypes.dtype
+    g: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, eps: float, *, rms: bool, weight_dtype: dtypes.dtype
 ) -> Tensor:
     return _weight_backward(g, x, mean, rstd, kind=weight_dtype)
 
@@ -133,17 +141,33 @@ def _bias_grad(g: Tensor, *, bias_dtype: dtypes.dtype) -> Tensor:
     return sum_op(g, dims=(0, 3), keepdim=True, out_dtype=bias_dtype)
 
 
-def _op(name: str, grad_name: str, **bias: Callable) -> Kernel:
+def _op(name: str, grad_name: str) -> Kernel:
     return Kernel(
-        name, ("x", "weight", "bias", "eps"), _build, {"x": _input_grad, "weight": _weight_grad, **bias},
+        name, ("x", "weight", "bias", "eps"), _build, {"x": _input_grad, "weight": _weight_grad, "bias": _bias_grad},
         settings=("rms",), results=("out", "mean", "rstd"), grad_name=grad_name,
-        fast={"x": _fast_input, "weight": _fast_weight},
+        fast={"x": _fast_input, "weight": _fast_weight}, again=True,
     )  # fmt: skip
 
 
-_layer_norm = _op("layer_norm", "NativeLayerNorm", bias=_bias_grad)
-_group_norm = _op("group_norm", "NativeGroupNorm", bias=_bias_grad)
-_rms_norm = _op("rms_norm", "FusedRmsNorm")
+_layer_norm = _op("layer_norm", "NativeLayerNorm")
+_group_norm = _op("group_norm", "NativeGroupNorm")
+
+
+def _without_mean(formula: Callable, weight: bool) -> Callable:
+    """`formula` of a norm that has no mean: by x, or by the weight."""
+    if weight:
+        return lambda g, x, rstd, eps, *, rms, weight_dtype: formula(
+            g, x, None, rstd, eps, rms=rms, weight_dtype=weight_dtype
+        )
+    return lambda g, x, rstd, weight, eps, *, rms: formula(g, x, None, rstd, weight, eps, rms=rms)
+
+
+_rms_norm = Kernel(
+    "rms_norm", ("x", "weight", "bias", "eps"), _build,
+    {"x": _without_mean(_input_grad, False), "weight": _without_mean(_weight_grad, True)},
+    settings=("rms",), results=("out", "rstd"), grad_name="FusedRmsNorm",
+    fast={"x": _without_mean(_fast_input, False), "weight": _without_mean(_fast_weight, True)}, again=True,
+)  # fmt: skip
 
 
 def _run(
@@ -192,10 +216,12 @@ def layer_norm(
     input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """(input - mean) / sqrt(variance + eps) over the trailing dimensions `normalized_shape`, times weight plus bias.
+    """(input - mean) / sqrt(variance + eps) over trailing dimensions, times weight plus bias (Ba et al., 2016).
 
+    Shape: (..., *normalized_shape); the result has the input's. weight, bias: `normalized_shape`.
+    Dtype: floating; the result has the input's.
     Raises:
-        RuntimeError: shapes do not fit, or an integer input.
+        RuntimeError: shapes do not fit, or the dtype is not floating.
     """
     dims = _normalized("layer_norm", input, normalized_shape, weight, bias)
     n = numel(dims)
@@ -205,13 +231,15 @@ def layer_norm(
 def rms_norm(
     input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """input / sqrt(mean of squares + eps) over the trailing dimensions `normalized_shape`, times weight.
+    """input / sqrt(mean of squares + eps) over trailing dimensions, times weight (Zhang and Sennrich, 2019).
 
     Args:
         eps: None: the distance from 1 to the next number of the input's dtype.
 
+    Shape: (..., *normalized_shape); the result has the input's. weight: `normalized_shape`.
+    Dtype: floating; the result has the input's.
     Raises:
-        RuntimeError: shapes do not fit, or an integer input.
+        RuntimeError: shapes do not fit, or the dtype is not floating.
     """
     dims = _normalized("rms_norm", input, normalized_shape, weight, None)
     n = numel(dims)
@@ -224,10 +252,13 @@ def rms_norm(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """Normalise (N, C, ...) over each of `num_groups` groups of channels, times weight (C,) plus bias (C,).
+    """Normalise over each of `num_groups` groups of channels, times weight plus bias (Wu and He, 2018).
 
+    Shape: (N, C, ...); the result has the input's. weight, bias: (C,).
+    Dtype: floating; the result has the input's.
     Raises:
-        RuntimeError: sizes do not fit, or an integer input. ValueError: one value per group.
+        RuntimeError: sizes do not fit, or the dtype is not floating.
+        ValueError: one value per group.
     """
     if input.ndim < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.ndim}")

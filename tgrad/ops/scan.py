@@ -19,7 +19,7 @@ from tgrad.ops.views import reshape, unsqueeze_op
 from tgrad.tensor import Tensor
 
 
-def _build_scan(kind: str) -> Any:
+def build_scan(kind: str) -> Any:
     def build(x: Tensor, dim: int, reverse: bool, out_dtype: dtype) -> tuple[list[Layout], Launch | None]:
         shape = tuple(x.shape)
         out = layout(out_dtype, shape, None, compute)
@@ -93,10 +93,10 @@ def _cumsum_grad(g: Tensor, *, dim: int, reverse: bool, x_dtype: dtype) -> Tenso
 
 
 cumsum_op = Kernel(
-    "cumsum", ("x",), _build_scan("sum"), {"x": _cumsum_grad}, settings=("dim", "reverse", "out_dtype")
+    "cumsum", ("x",), build_scan("sum"), {"x": _cumsum_grad}, settings=("dim", "reverse", "out_dtype")
 )
 cumprod_op = Kernel(
-    "cumprod", ("x",), _build_scan("prod"), {"x": _cumprod_grad}, settings=("dim", "reverse", "out_dtype"),
+    "cumprod", ("x",), build_scan("prod"), {"x": _cumprod_grad}, settings=("dim", "reverse", "out_dtype"),
     fast={"x": _fast_cumprod_grad},
 )  # fmt: skip
 
@@ -104,8 +104,10 @@ cumprod_op = Kernel(
 def cumsum(x: Tensor, dim: int, *, dtype: dtype | None = None) -> Tensor:
     """Running sums along `dim`; integers and bools sum to int64, half types accumulate in float32.
 
+    Shape: any; the result has the input's.
+    Dtype: `dtype`; by default the input's, of integers and bool int64.
     Raises:
-        IndexError: there is no such dimension.
+        IndexError: `dim` is out of range.
     """
     return cumsum_op(x, dim=wrap_dim(dim, x.ndim), reverse=False, out_dtype=_sum_dtype(x.dtype, dtype))
 
@@ -115,8 +117,10 @@ def cumprod(x: Tensor, dim: int, *, dtype: dtype | None = None) -> Tensor:
 
     The gradient is right at zeros too; a second derivative there takes memory for n products of n elements.
 
+    Shape: any; the result has the input's.
+    Dtype: `dtype`; by default the input's, of integers and bool int64.
     Raises:
-        IndexError: there is no such dimension.
+        IndexError: `dim` is out of range.
     """
     return cumprod_op(x, dim=wrap_dim(dim, x.ndim), reverse=False, out_dtype=_sum_dtype(x.dtype, dtype))
 
@@ -171,10 +175,13 @@ prod_op = Kernel(
 
 def prod(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: dtype | None = None
          ) -> Tensor:  # fmt: skip
-    """Product over `dim` (all if None); integers multiply to int64. The gradient is right at zeros too.
+    """Product over `dim` (all if None). The gradient is right at zeros too.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: `dtype`; by default the input's, of integers and bool int64.
     Raises:
-        IndexError: there is no such dimension. TypeError: `dim` is not one dimension.
+        IndexError: there is no such dimension.
+        TypeError: `dim` is not one dimension.
     """
     if dim is not None and not isinstance(dim, int):
         raise TypeError(f"prod(): argument 'dim' must be int, not {type(dim).__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tgrad import dtypes
 from tgrad.device import compute
@@ -10,8 +10,9 @@ from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch
 from tgrad.kernels.softmax import prepare_rows
 from tgrad.layout import Layout, broadcast_strides, collapse, layout, numel, wrap_dim
-from tgrad.op import Kernel
+from tgrad.op import Kernel, pointwise_launch
 from tgrad.ops import pointwise as p
+from tgrad.ops.bounds import outside
 from tgrad.ops.reduce import reduce_launch, sum_op
 from tgrad.ops.views import reshape
 from tgrad.storage import Storage
@@ -86,13 +87,27 @@ softmax_op = Kernel(
 
 
 def log_softmax(x: Tensor, dim: int, dtype: dtypes.dtype | None = None) -> Tensor:
-    """log(softmax(x)) along `dim`, without overflow; converts to `dtype` first if given."""
+    """log(softmax(x)) along `dim`, without overflow; converts to `dtype` first if given.
+
+    Shape: any; the result has the input's.
+    Dtype: floating; `dtype`, by default the input's.
+    Raises:
+        RuntimeError: the dtype is not floating.
+        IndexError: `dim` is out of range.
+    """
     x = x if dtype is None or dtype is x.dtype else p.cast(dtype)(x)
     return log_softmax_op(x, dim=wrap_dim(dim, x.ndim))
 
 
 def softmax(x: Tensor, dim: int, dtype: dtypes.dtype | None = None) -> Tensor:
-    """exp(x) / sum(exp(x)) along `dim`, without overflow; converts to `dtype` first if given."""
+    """exp(x) / sum(exp(x)) along `dim`, without overflow; converts to `dtype` first if given.
+
+    Shape: any; the result has the input's.
+    Dtype: floating; `dtype`, by default the input's.
+    Raises:
+        RuntimeError: the dtype is not floating.
+        IndexError: `dim` is out of range.
+    """
     x = x if dtype is None or dtype is x.dtype else p.cast(dtype)(x)
     return softmax_op(x, dim=wrap_dim(dim, x.ndim))
 
@@ -102,15 +117,45 @@ def softmax(x: Tensor, dim: int, dtype: dtypes.dtype | None = None) -> Tensor:
 REDUCTIONS = ("none", "mean", "sum")
 
 
+def losses_launch(
+    rows_shape: tuple[int, ...], accumulator: dtypes.dtype, result: dtypes.dtype, reduction: str
+) -> tuple[Layout, Layout, Callable[[int, int, int, int], None]]:
+    """(layout of the loss, layout of what a mean is divided by, launch) from the losses of rows and how much each
+    counts.
+
+    The callable takes the addresses of the two results, of the losses and of the counts, both of type `accumulator`.
+    """
+    per_row = layout(accumulator, rows_shape, None, compute)
+    count = layout(accumulator, (), None, compute)
+    out = layout(result, rows_shape if reduction == "none" else (), None, compute)
+    operand = ((accumulator, dtypes.TENSOR),)
+    dims = tuple(range(len(rows_shape)))
+    total = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, count)
+    if reduction == "none":
+        finish = pointwise_launch("cross_entropy_cast", COPY.lower(operand, [result]), [out], [per_row])
+    elif reduction == "sum":
+        finish = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, out)
+    else:
+        ratio = Expression.of(p.div, 2).lower(operand * 2, [result])
+        divide = pointwise_launch("cross_entropy_mean", ratio, [out], [count, count])
+
+    def launch(to: int, counted: int, losses: int, counts: int) -> None:
+        total(counted, counts)
+        if reduction == "mean":
+            scratch = Storage(accumulator.itemsize, compute)
+            total(scratch.ptr, losses)
+            divide(to, scratch.ptr, counted)
+        else:
+            finish(to, losses)
+
+    return out, count, launch
+
+
 def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction: str) -> tuple[list[Layout], Launch]:
     """Results: the loss, and the number of rows that count."""
     rows_shape = tuple(target.shape)
     m, n = target.numel(), x.shape[-1]
     accumulator = dtypes.accumulator(x.dtype)
-    per_row = layout(accumulator, rows_shape, None, compute)
-    count = layout(accumulator, (), None, compute)
-    kept = layout(accumulator, rows_shape, None, compute)
-    out = layout(x.dtype, rows_shape if reduction == "none" else (), None, compute)
     sizes, strides = collapse(rows_shape, [x.layout.strides[:-1], target.layout.strides])
     rows = prepare_rows(
         "cross_entropy", (accumulator.triton, accumulator.triton, x.dtype.triton, target.dtype.triton), m, n,
@@ -118,36 +163,13 @@ def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction
         sizes, strides, (x.layout.strides[-1],), {}, accumulator=accumulator.triton,
         aligned=x.layout.aligned and target.layout.aligned, wide=max(x.layout.extent, target.layout.extent) >= 2**31,
     ) if m else None  # fmt: skip
-    operand = ((accumulator, dtypes.TENSOR),)
-    dims = tuple(range(len(rows_shape)))
-    total = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [kept], rows_shape, dims, count)
-    if reduction == "none":
-        from tgrad.op import pointwise_launch
-
-        finish = pointwise_launch("cross_entropy_cast", COPY.lower(operand, [x.dtype]), [out], [per_row])
-    elif reduction == "sum":
-        finish = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, out)
-    else:
-        mean = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, count)
-        from tgrad.op import pointwise_launch
-
-        ratio = Expression.of(p.div, 2).lower(operand * 2, [x.dtype])
-        divide = pointwise_launch("cross_entropy_mean", ratio, [out], [count, count])
-
-        def finish(to: int, losses: int, counted: int = 0) -> None:
-            scratch = Storage(accumulator.itemsize, compute)
-            mean(scratch.ptr, losses)
-            divide(to, scratch.ptr, counted)
+    out, count, finish = losses_launch(rows_shape, accumulator, x.dtype, reduction)
 
     def launch(to: int, counted: int, logits: int, classes: int) -> None:
         losses, flags = (Storage(m * accumulator.itemsize, compute) for _ in range(2))  # two: each must be aligned
         if rows is not None:
             rows(losses.ptr, flags.ptr, logits, classes)
-        total(counted, flags.ptr)
-        if reduction == "mean":
-            finish(to, losses.ptr, counted)
-        else:
-            finish(to, losses.ptr)
+        finish(to, counted, losses.ptr, flags.ptr)
 
     return [out, count], launch
 
@@ -232,15 +254,13 @@ def cross_entropy(input: Tensor, target: Tensor, ignore_index: int = -100, reduc
             f"cross_entropy: expected target shape {expected} for input shape {tuple(input.shape)}, got "
             f"{tuple(target.shape)}"
         )
-    if compute.type == "cpu" and target.numel():
-        _check_classes(target, input.shape[classes], ignore_index)
+    check_classes("cross_entropy", target, input.shape[classes], ignore_index)
     if classes != input.ndim - 1:
         input = input.permute(*(d for d in range(input.ndim) if d != classes), classes)
     return cross_entropy_op(input, target, ignore_index=int(ignore_index), reduction=reduction)
 
 
-def _check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
-    values = target._values()
-    wrong = values[((values < 0) | (values >= classes)) & (values != ignore_index)]
-    if wrong.size:
-        raise IndexError(f"Target {int(wrong.flat[0])} is out of bounds: there are {classes} classes.")
+def check_classes(op: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    bad = outside(op, target, classes, negative=False, ignored=ignore_index)
+    if bad is not None:
+        raise IndexError(f"Target {bad} is out of bounds: there are {classes} classes.")

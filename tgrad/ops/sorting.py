@@ -58,7 +58,13 @@ sort_op: Kernel = Kernel(
 
 
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Sorted:
-    """Values in order along `dim`, and the indices they had there; equal ones keep their order. nan is the greatest."""
+    """Values in order along `dim`, and the indices they had there; equal ones keep their order. nan is the greatest.
+
+    Shape: two tensors of the input's.
+    Dtype: values: the input's; indices: int64.
+    Raises:
+        IndexError: `dim` is out of range.
+    """
     d = wrap_dim(dim, input.ndim)
     if not input.ndim:
         return Sorted(p.clone(input), creation.zeros((), dtype=dtypes.int64))
@@ -75,32 +81,41 @@ def _laid_out(rows: Tensor, d: int, like: Tensor) -> Tensor:
 
 
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
-    """The indices that sort input along `dim`."""
+    """The indices that sort input along `dim`.
+
+    Shape: any; the result has the input's.
+    Dtype: any; the result is int64.
+    Raises:
+        IndexError: `dim` is out of range.
+    """
     return sort(input, dim, descending, stable).indices
 
 
 def msort(input: Tensor) -> Tensor:
-    """Values in order along the first dimension."""
+    """Values in order along the first dimension.
+
+    Shape: any; the result has the input's.
+    Dtype: the input's.
+    Raises: nothing.
+    """
     return sort(input, 0).values
 
 
 def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Sorted:
     """The k greatest (or least) values along `dim` and their indices, in order whether `sorted` or not.
 
+    Shape: two tensors of the input's, with size `k` at `dim`.
+    Dtype: values: the input's, any but bool; indices: int64.
     Raises:
-        RuntimeError: k is negative or greater than the dimension; the dtype is bool.
+        RuntimeError: `k` is negative or greater than the dimension; the dtype is bool.
+        IndexError: `dim` is out of range.
     """
     d = wrap_dim(dim, input.ndim)
     if not 0 <= k <= (input.shape[d] if input.ndim else 1):
         raise RuntimeError("selected index k out of range")
     if input.dtype is dtypes.bool_:
         raise RuntimeError("topk: not implemented for bool tensors: convert them first, as in x.int()")
-    if input.ndim and input.shape[d] >= 4 * _run(k):
-        return _pruned(input, k, d, largest)
-    values, indices = sort(input, d, largest)
-    if not input.ndim:
-        return Sorted(values, indices)
-    return Sorted(contiguous(narrow(values, d, 0, k)), contiguous(narrow(indices, d, 0, k)))
+    return _pruned(input, k, d, largest) if input.ndim else sort(input, d, largest)
 
 
 def _run(k: int) -> int:
@@ -109,7 +124,10 @@ def _run(k: int) -> int:
 
 
 def _pruned(input: Tensor, k: int, d: int, largest: bool) -> Sorted:
-    """`topk` of long rows: of each piece of a row only its own first k can be among the first k of all."""
+    """`topk` of rows: of each piece of a long row only its own first k can be among the first k of all.
+
+    Keeps the k indices for backward.
+    """
     rows = contiguous(transpose(input, d, -1))
     run = _run(k)
     with modes.no_grad():

@@ -103,15 +103,27 @@ def var(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool 
     Args:
         correction: 1 if not given; `unbiased` True and False mean 1 and 0.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: floating; the result has the input's.
     Raises:
-        RuntimeError: the dtype is not floating.
+        RuntimeError: the dtype is not floating; a dimension is named twice.
+        IndexError: a dimension is out of range.
+        TypeError: both `unbiased` and `correction` are given.
     """
     return _spread(var_op, x, dim, unbiased, correction, keepdim)
 
 
 def std(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
         correction: float | None = None) -> Tensor:  # fmt: skip
-    """The root of `var`."""
+    """The standard deviation over `dim` (all if None), the square root of `tgrad.var`, whose arguments it has.
+
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: floating; the result has the input's.
+    Raises:
+        RuntimeError: the dtype is not floating; a dimension is named twice.
+        IndexError: a dimension is out of range.
+        TypeError: both `unbiased` and `correction` are given.
+    """
     return _spread(std_op, x, dim, unbiased, correction, keepdim)
 
 
@@ -122,13 +134,29 @@ def _mean(x: Tensor, dim: Any, keepdim: bool) -> Tensor:
 
 def var_mean(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
              correction: float | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(var, mean) over `dim`."""
+    """(var, mean) over `dim` (all if None). See `tgrad.var`.
+
+    Shape: two tensors, each without `dim`, or with size 1 there under `keepdim`.
+    Dtype: floating; the results have the input's.
+    Raises:
+        RuntimeError: the dtype is not floating; a dimension is named twice.
+        IndexError: a dimension is out of range.
+        TypeError: both `unbiased` and `correction` are given.
+    """
     return var(x, dim, unbiased, keepdim, correction=correction), _mean(x, dim, keepdim)
 
 
 def std_mean(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
              correction: float | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(std, mean) over `dim`."""
+    """(std, mean) over `dim` (all if None). See `tgrad.var`.
+
+    Shape: two tensors, each without `dim`, or with size 1 there under `keepdim`.
+    Dtype: floating; the results have the input's.
+    Raises:
+        RuntimeError: the dtype is not floating; a dimension is named twice.
+        IndexError: a dimension is out of range.
+        TypeError: both `unbiased` and `correction` are given.
+    """
     return std(x, dim, unbiased, keepdim, correction=correction), _mean(x, dim, keepdim)
 
 
@@ -197,8 +225,12 @@ def vector_norm(x: Tensor, ord: float = 2, dim: int | Sequence[int] | None = Non
                 dtype: dtype | None = None) -> Tensor:  # fmt: skip
     """(sum |x| ** ord) ** (1 / ord) over `dim` (all if None); 0 counts what is not zero, inf is the greatest |x|.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: floating; `dtype`, by default the input's.
     Raises:
-        RuntimeError: the dtype is not floating, or there is no greatest of no elements.
+        RuntimeError: the dtype is not floating; a dimension is named twice; there are no elements and `ord` is infinite
+            or negative.
+        IndexError: a dimension is out of range.
     """
     x = x if dtype is None or dtype is x.dtype else p.cast(dtype)(x)
     if not x.dtype.is_floating_point:
@@ -216,8 +248,12 @@ def norm(x: Tensor, p: float | str | None = "fro", dim: int | Sequence[int] | No
          dtype: dtype | None = None) -> Tensor:  # fmt: skip
     """The vector norm of order `p` over `dim` (all if None); "fro" is 2.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: floating; `dtype`, by default the input's.
     Raises:
-        RuntimeError: `p` is another name, or the dtype is not floating.
+        RuntimeError: `p` is another name; the dtype is not floating; a dimension is named twice; there are no elements
+            and `p` is infinite or negative.
+        IndexError: a dimension is out of range.
     """
     if p is None or p == "fro":
         p = 2.0
@@ -260,10 +296,13 @@ logsumexp_op = Kernel(
 
 
 def logsumexp(x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
-    """log(sum(exp(x))) over `dim`, without overflow; integers are taken as floats.
+    """log(sum(exp(x))) over `dim`, without overflow.
 
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: the input's, of integers and bool the default dtype.
     Raises:
-        IndexError, RuntimeError: `dim` is out of range or names one twice.
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice.
     """
     x = x if x.dtype.is_floating_point else p.cast(dtypes.get_default_dtype())(x)
     return logsumexp_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim))

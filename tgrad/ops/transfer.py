@@ -9,10 +9,11 @@ from tgrad.device import compute, device, resolve
 from tgrad.dtypes import dtype
 from tgrad.inplace import refuse, write
 from tgrad.layout import layout
-from tgrad.op import FormulaRule, Op
+from tgrad.op import Op
 from tgrad.ops import pointwise as p
 from tgrad.ops.creation import encode
 from tgrad.ops.views import contiguous
+from tgrad.rules import FormulaRule
 from tgrad.tensor import Tensor, empty
 
 _TO_DEVICE = Op("to_device", ("x",), {"x": lambda g: g}, grad_name="ToCopy")
@@ -66,6 +67,7 @@ def copy_into(target: Tensor, source: Any) -> Tensor:
         source = convert(source, where=target.device)
     if target.device is not compute:
         refuse(target, modes.current(), False)
+        graph.announce_write(target)
         target._array()[...] = encode(source._values() if isinstance(source, Tensor) else source, target.dtype)
         graph.count_write(target.version, "copy_")
         return target

@@ -46,23 +46,51 @@ def _as_torch(truth: Tensor, x: Tensor) -> Tensor:
 
 
 def any(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
-    """Whether any element over `dim` (all if None) is not zero; nan is not."""
+    """Whether any element over `dim` (all if None) is not zero; nan is not.
+
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: any; the result is bool, of uint8 uint8.
+    Raises:
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice.
+    """
     return _as_torch(any_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim)), x)
 
 
 def all(x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
-    """Whether all elements over `dim` (all if None) are not zero; True where there are none."""
+    """Whether all elements over `dim` (all if None) are not zero; True where there are none.
+
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: any; the result is bool, of uint8 uint8.
+    Raises:
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice.
+    """
     return _as_torch(all_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim)), x)
 
 
 def count_nonzero(x: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
-    """The number of elements over `dim` (all if None) that are not zero, int64."""
+    """The number of elements over `dim` (all if None) that are not zero.
+
+    Shape: without `dim`.
+    Dtype: any; the result is int64.
+    Raises:
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice.
+    """
     return count_op(x, dims=wrap_dims(dim, x.ndim), keepdim=False)
 
 
 def nansum(
     x: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: dtype | None = None
 ) -> Tensor:
-    """Sum over `dim` (all if None) with nan as zero."""
+    """Sum over `dim` (all if None) with nan as zero.
+
+    Shape: without `dim`, or with size 1 there under `keepdim`.
+    Dtype: `dtype`; by default the input's, of integers and bool int64.
+    Raises:
+        IndexError: a dimension is out of range.
+        RuntimeError: one is named twice.
+    """
     x = x if dtype is None or dtype is x.dtype else p.cast(dtype)(x)
     return nansum_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim))

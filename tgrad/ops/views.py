@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tgrad.device import compute
-from tgrad.dtypes import NUMBER
+from tgrad.dtypes import BOOL, NUMBER
 from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch, holders
 from tgrad.layout import Layout, infer_size, layout, view_strides, wrap_dim
@@ -41,12 +41,14 @@ def _build_contiguous(x: Tensor) -> tuple[list[Layout], Launch]:
     return [out], pointwise_launch("clone", lowered, [out], [x.layout])
 
 
-contiguous_op = Kernel("contiguous", ("x",), _build_contiguous, {"x": lambda g: g}, grad_name="Clone")
+contiguous_op = Kernel("contiguous", ("x",), _build_contiguous, {"x": lambda g: g}, grad_name="Clone", again=True)
 
 
 def view(x: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape, without a copy; one size may be -1.
 
+    Shape: `shape`: given as integers or as one sequence; one may be -1.
+    Dtype: the input's.
     Raises:
         RuntimeError: the sizes do not fit, or only a copy could have this shape.
     """
@@ -54,7 +56,14 @@ def view(x: Tensor, *shape: Any) -> Tensor:
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
-    """As `view`, with a copy where there is no other way."""
+    """The elements, in row-major order, in another shape: a view where strides allow it, else a copy.
+
+    Shape: `shape`: given as integers or as one sequence; one may be -1.
+    Dtype: the input's.
+    Raises:
+        RuntimeError: the shape has another number of elements, two -1, or -1 beside 0.
+        TypeError: a size is no integer.
+    """
     to = infer_size(_sizes(shape), x.numel())
     if view_strides(tuple(x.shape), x.stride(), to) is None:
         return owned(view_op(contiguous_op(x), shape=to))
@@ -68,12 +77,24 @@ def owned(x: Tensor) -> Tensor:
 
 
 def contiguous(x: Tensor) -> Tensor:
-    """x itself if its elements lie in row-major order, else a copy in which they do."""
+    """x itself if its elements lie in row-major order, else a copy in which they do.
+
+    Shape: any; the result has the input's.
+    Dtype: the input's.
+    Raises: nothing.
+    """
     return x if x.layout.contiguous else contiguous_op(x)
 
 
 def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """Join the dimensions from `start_dim` to `end_dim` into one."""
+    """Join the dimensions from `start_dim` to `end_dim` into one.
+
+    Shape: sizes from `start_dim` to `end_dim` become their product; a 0-dim tensor becomes (1,).
+    Dtype: the input's.
+    Raises:
+        RuntimeError: `start_dim` comes after `end_dim`.
+        IndexError: a dimension is out of range.
+    """
     first, last = wrap_dim(start_dim, x.ndim), wrap_dim(end_dim, x.ndim)
     if first > last:
         raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
@@ -111,7 +132,14 @@ permute_op, transpose_op, t_op = _permute_op("permute"), _permute_op("transpose"
 
 
 def permute(x: Tensor, *dims: Any) -> Tensor:
-    """Dimensions in another order."""
+    """The dimensions in another order. A view.
+
+    Shape: the sizes in the order of `dims`.
+    Dtype: the input's.
+    Raises:
+        RuntimeError: not every dimension is named once.
+        IndexError: one is out of range.
+    """
     order = [wrap_dim(d, x.ndim) for d in _sizes(dims)]
     if len(order) != x.ndim:
         raise RuntimeError(
@@ -127,7 +155,13 @@ def permute(x: Tensor, *dims: Any) -> Tensor:
 
 
 def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
-    """Two dimensions swapped."""
+    """Two dimensions swapped. A view.
+
+    Shape: the two sizes swapped.
+    Dtype: the input's.
+    Raises:
+        IndexError: a dimension is out of range.
+    """
     a, b = wrap_dim(dim0, x.ndim), wrap_dim(dim1, x.ndim)
     order = list(range(x.ndim))
     if x.ndim:
@@ -136,7 +170,13 @@ def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
 
 
 def t(x: Tensor) -> Tensor:
-    """The transpose of a matrix; vectors and scalars as they are."""
+    """The transpose of a matrix; vectors and scalars as they are. A view.
+
+    Shape: (M, N) gives (N, M).
+    Dtype: the input's.
+    Raises:
+        RuntimeError: more than two dimensions.
+    """
     if x.ndim > 2:
         raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {x.ndim}D")
     return t_op(x, dims=tuple(reversed(range(x.ndim))))
@@ -164,13 +204,25 @@ unsqueeze_op = View("unsqueeze", _build_unsqueeze, lambda g, *, dim: squeeze_op(
 
 
 def squeeze(x: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
-    """Without the dimensions of size 1, or those of them that `dim` names."""
+    """Without the dimensions of size 1, or those of them that `dim` names. A view.
+
+    Shape: without the sizes of 1, or those of them that `dim` names.
+    Dtype: the input's.
+    Raises:
+        IndexError: a dimension is out of range.
+    """
     named = range(x.ndim) if dim is None else [wrap_dim(d, x.ndim) for d in ([dim] if isinstance(dim, int) else dim)]
     return squeeze_op(x, dims=tuple(d for d in named if d < x.ndim and x.shape[d] == 1))
 
 
 def unsqueeze(x: Tensor, dim: int) -> Tensor:
-    """With a dimension of size 1 at `dim`."""
+    """With a dimension of size 1 at `dim`. A view.
+
+    Shape: with a size of 1 at `dim`.
+    Dtype: the input's.
+    Raises:
+        IndexError: `dim` is out of range.
+    """
     return unsqueeze_op(x, dim=wrap_dim(dim, x.ndim + 1))
 
 
@@ -235,10 +287,12 @@ holders.append(fill_launch.cache_clear)
 
 
 def select(x: Tensor, dim: int, index: int) -> Tensor:
-    """The part at one index of a dimension.
+    """The part at one index of a dimension. A view.
 
+    Shape: without `dim`.
+    Dtype: the input's.
     Raises:
-        IndexError: out of range.
+        IndexError: `dim` or `index` is out of range; the tensor is 0-dimensional.
     """
     if x.ndim == 0:
         raise IndexError("select() cannot be applied to a 0-dim tensor.")
@@ -249,11 +303,22 @@ def select(x: Tensor, dim: int, index: int) -> Tensor:
     return select_op(x, dim=d, index=index % size)
 
 
-def narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """`length` elements of a dimension from `start` on."""
+def narrow(x: Tensor, dim: int, start: Any, length: int) -> Tensor:
+    """`length` elements of a dimension from `start`, a number or a 0-dimensional tensor, on. A view.
+
+    Shape: with size `length` at `dim`.
+    Dtype: the input's.
+    Raises:
+        IndexError: `dim` or `start` is out of range.
+        RuntimeError: `length` reaches beyond the dimension or is negative; the tensor is 0-dimensional.
+    """
     if x.ndim == 0:
         raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
     d = wrap_dim(dim, x.ndim)
+    if isinstance(start, Tensor):
+        if start.ndim or start.is_floating_point() or start.dtype.category == BOOL:
+            raise RuntimeError("start must be an 0-dim integral Tensor.")
+        start = int(start.item())
     size = x.shape[d]
     if not -size <= start <= size:
         raise IndexError(f"start out of range (expected to be in range of [{-size}, {size}], but got {start})")
@@ -276,13 +341,26 @@ def _as_outputs(name: str, views: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-    """The parts at each index of a dimension."""
+    """The parts at each index of a dimension. Views.
+
+    Shape: as many tensors as `dim` is long, each without it.
+    Dtype: the input's.
+    Raises:
+        IndexError: `dim` is out of range.
+    """
     d = wrap_dim(dim, x.ndim)
     return _as_outputs("Unbind", [unbind_op(x, dim=d, index=i) for i in range(x.shape[d])])
 
 
 def split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
-    """Pieces of `size` along a dimension (the last may be smaller), or of the sizes given."""
+    """Pieces of `size` along a dimension (the last may be smaller), or of the sizes given. Views.
+
+    Shape: the input's, except at `dim`.
+    Dtype: the input's.
+    Raises:
+        RuntimeError: `size` is not positive; sizes do not add up to the dimension; the tensor is 0-dimensional.
+        IndexError: `dim` is out of range.
+    """
     if x.ndim == 0:
         raise RuntimeError("split expects at least a 1-dimensional tensor")
     d = wrap_dim(dim, x.ndim)
@@ -304,7 +382,14 @@ def split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, .
 
 
 def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """At most `chunks` pieces of equal size along a dimension (the last may be smaller)."""
+    """At most `chunks` pieces of equal size along a dimension (the last may be smaller). Views.
+
+    Shape: the input's, except at `dim`.
+    Dtype: the input's.
+    Raises:
+        RuntimeError: `chunks` is not positive; the tensor is 0-dimensional.
+        IndexError: `dim` is out of range.
+    """
     if x.ndim == 0:
         raise RuntimeError("chunk expects at least a 1-dimensional tensor")
     if chunks <= 0:
@@ -312,44 +397,3 @@ def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     if x.shape[wrap_dim(dim, x.ndim)] == 0:
         return split(x, [0] * chunks, dim)
     return split(x, max(1, -(-x.shape[wrap_dim(dim, x.ndim)] // chunks)), dim)
-
-
-def index(x: Tensor, key: Any) -> Tensor:
-    """Basic indexing: integers, slices with a positive step, None and Ellipsis.
-
-    Raises:
-        IndexError: an index is out of range, or there are too many, or of a kind that only advanced indexing takes.
-    """
-    parts = key if isinstance(key, tuple) else (key,)
-    used = sum(1 for k in parts if k is not None and k is not Ellipsis)
-    if used > x.ndim:
-        raise IndexError(f"too many indices for tensor of dimension {x.ndim}")
-    if sum(1 for k in parts if k is Ellipsis) > 1:
-        raise IndexError("an index can only have a single ellipsis ('...')")
-    out, dim = x, 0
-    for k in parts:
-        if k is None:
-            out = unsqueeze_op(out, dim=dim)
-            dim += 1
-        elif k is Ellipsis:
-            dim += x.ndim - used
-        elif isinstance(k, slice):
-            out = _slice(out, dim, k)
-            dim += 1
-        elif not isinstance(k, bool) and hasattr(k, "__index__") and not getattr(k, "ndim", 0):
-            out = select(out, dim, k.__index__())
-        else:
-            raise IndexError(
-                f"tensors take integers, slices, None and Ellipsis as indices, got {type(k).__name__}; indexing by "
-                "tensors, lists and masks is not supported yet"
-            )
-    return alias_op(x) if out is x else out
-
-
-def _slice(x: Tensor, dim: int, key: slice) -> Tensor:
-    if key.step is not None and key.step <= 0:
-        raise ValueError("step must be greater than zero")
-    start, stop, step = key.indices(x.shape[dim])
-    if (start, step) == (0, 1) and stop == x.shape[dim]:
-        return x
-    return slice_op(x, dim=dim, start=start, stop=max(start, stop), step=step)

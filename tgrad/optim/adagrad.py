@@ -6,22 +6,24 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tgrad.inplace import update
 from tgrad.ops import creation, pointwise as p_
 from tgrad.optim.optimizer import Optimizer, check_lr, count_step, new_step_count
 from tgrad.tensor import Tensor
+from tgrad.updates import Row, update
 
 
 class Adagrad(Optimizer):
-    """Steps along gradient / (sqrt(sum of all squares) + eps).
+    """Steps along gradient / (sqrt(sum of all squares) + eps) (Duchi et al., 2011).
 
     Args:
         lr_decay: the n-th step's rate is lr / (1 + (n - 1) * lr_decay).
         weight_decay: adds weight_decay * p to the gradient.
         initial_accumulator_value: what the sum of squares begins with.
         maximize: steps uphill.
-        foreach, fused: accepted for PyTorch's sake: each parameter's step is one kernel in any case.
+        foreach: False: one kernel for each parameter, unless fused; else one for many, which gives the same bits.
 
+    Shape: of a parameter: any; what is kept for it has the same.
+    Dtype: floating; what is kept for a parameter has its dtype.
     Raises:
         ValueError: an option out of range.
     """
@@ -54,14 +56,16 @@ class Adagrad(Optimizer):
         state["sum"] = creation.full_like(p, group["initial_accumulator_value"])
         return state
 
-    def update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p] or self._begin(p, group)
-        count = count_step(state["step"])
-        decay = float(group["weight_decay"])
-        rate = float(group["lr"]) / (1 + (count - 1) * float(group["lr_decay"]))
-        numbers = (decay, float(group["eps"]), rate)
+    def update_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        rows: dict[float, list[Row]] = {}  # by the count of steps, on which the rate depends
+        for p in params:
+            state = self.state[p] or self._begin(p, group)
+            rows.setdefault(count_step(state["step"]), []).append((p, p._grad, state["sum"]))  # type: ignore[arg-type]
+        decay, eps = float(group["weight_decay"]), float(group["eps"])
         function = _step(bool(group["maximize"]), decay != 0)
-        update("adagrad", function, [p, state["sum"]], [p, grad, state["sum"], *numbers])
+        for count, alike in rows.items():
+            rate = float(group["lr"]) / (1 + (count - 1) * float(group["lr_decay"]))
+            update("adagrad", function, (0, 2), alike, (decay, eps, rate))
 
 
 @functools.cache

@@ -7,22 +7,25 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tgrad.inplace import update
 from tgrad.ops import creation, pointwise as p_
 from tgrad.optim.optimizer import Optimizer, check_lr, count_step, new_step_count
 from tgrad.tensor import Tensor
+from tgrad.updates import Row, update
 
 
 class Adam(Optimizer):
-    """Steps along mean / (sqrt(mean square) + eps) of past gradients, each with its bias corrected.
+    """Steps along mean / (sqrt(mean square) + eps) of past gradients, each with its bias corrected (Kingma and Ba,
+    2014; amsgrad: Reddi et al., 2018).
 
     Args:
         betas: how much of the running mean, and of the mean square, a step keeps.
         weight_decay: adds weight_decay * p to the gradient; if decoupled_weight_decay, shrinks p by lr * weight_decay.
         amsgrad: divides by the largest mean square so far.
         maximize: steps uphill.
-        foreach, fused: accepted for PyTorch's sake: each parameter's step is one kernel in any case.
+        foreach: False: one kernel for each parameter, unless fused; else one for many, which gives the same bits.
 
+    Shape: of a parameter: any; what is kept for it has the same.
+    Dtype: floating; what is kept for a parameter has its dtype.
     Raises:
         ValueError: an option out of range.
     """
@@ -49,33 +52,45 @@ class Adam(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state, amsgrad = self.state[p], bool(group["amsgrad"])
-        if not state:
-            state["step"] = new_step_count()
-            for name in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ())):
-                state[name] = creation.zeros_like(p)
-        count = count_step(state["step"])
+    def update_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        amsgrad = bool(group["amsgrad"])
+        kept = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+        rows: dict[float, list[Row]] = {}  # by the count of steps, on which the corrections depend
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["step"] = new_step_count()
+                for name in kept:
+                    state[name] = creation.zeros_like(p)
+            count = count_step(state["step"])
+            rows.setdefault(count, []).append((p, p._grad, *[state[name] for name in kept]))  # type: ignore[arg-type]
         beta1, beta2 = map(float, group["betas"])
         lr, decay = float(group["lr"]), float(group["weight_decay"])
         decoupled = bool(group["decoupled_weight_decay"])
-        kept = [state["exp_avg"], state["exp_avg_sq"], *([state["max_exp_avg_sq"]] if amsgrad else [])]
-        numbers = (
-            1 - lr * decay if decoupled else decay,
-            1 - beta1,
-            beta2,
-            1 - beta2,
-            math.sqrt(1 - beta2**count),
-            float(group["eps"]),
-            -lr / (1 - beta1**count),
-        )
         kind = "decoupled" if decoupled and decay else "added" if decay else "none"
-        function = _step(bool(group["maximize"]), kind, amsgrad)
-        update("adam", function, [p, *kept], [p, grad, *kept, *numbers])
+        function, targets = _step(bool(group["maximize"]), kind, amsgrad), (0, *range(2, 2 + len(kept)))
+        for count, alike in rows.items():
+            numbers = (
+                1 - lr * decay if decoupled else decay,
+                1 - beta1,
+                beta2,
+                1 - beta2,
+                math.sqrt(1 - beta2**count),
+                float(group["eps"]),
+                -lr / (1 - beta1**count),
+            )
+            update("adam", function, targets, alike, numbers)
 
 
 class AdamW(Adam):
-    """Adam whose weight decay does not pass through the running means: p shrinks by lr * weight_decay at each step."""
+    """Adam whose weight decay does not pass through the running means: p shrinks by lr * weight_decay at each step
+    (Loshchilov and Hutter, 2017).
+
+    Shape: of a parameter: any; what is kept for it has the same.
+    Dtype: floating; what is kept for a parameter has its dtype.
+    Raises:
+        ValueError: an option out of range.
+    """
 
     def __init__(
         self, params: Any, lr: float | Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tgrad import dtypes, modes
+from tgrad.device import cpu
+from tgrad.layout import layout
 from tgrad.nn.parameter import clear_grad, typename
 from tgrad.ops import creation
 from tgrad.tensor import Tensor
@@ -16,6 +19,10 @@ from tgrad.tensor import Tensor
 # Options that saved states of PyTorch carry, beside `foreach` and `fused` which only choose how it computes a step.
 # These change what a step is: only False is supported.
 UNSUPPORTED = ("capturable", "differentiable")
+
+
+# Gives what calls an optimiser's `update_group`, while a CUDA graph is captured.
+stepping: Callable[[Optimizer], Callable[[list[Tensor], dict[str, Any]], None]] | None = None
 
 
 class _Required:
@@ -27,7 +34,7 @@ required = _Required()
 
 
 class Optimizer:
-    """Base class. A subclass defines `update_one`, or `step` itself.
+    """Base class. A subclass defines `update_group`, or `step` itself.
 
     Args:
         params: tensors, or dictionaries with "params" and options of their own, or (name, tensor) pairs.
@@ -39,6 +46,7 @@ class Optimizer:
 
     Raises:
         TypeError, ValueError: params is a tensor, is empty, or has something that cannot be optimised.
+        RuntimeError: both `fused` and `foreach`.
     """
 
     _opt_called = False
@@ -59,6 +67,8 @@ class Optimizer:
             groups = [{"params": groups}]
         for group in groups:
             self.add_param_group(group)
+        if defaults.get("fused") and defaults.get("foreach"):
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Optimise more parameters, with the options given and the defaults of others.
@@ -117,20 +127,24 @@ class Optimizer:
             What closure returned, or None.
         """
         loss = None
+        update_group = self.update_group if stepping is None else stepping(self)
         self._opt_called = True  # schedulers warn if it was not
         with modes.no_grad():
             if closure is not None:
                 with modes.enable_grad():
                     loss = closure()
             for group in self.param_groups:
-                for p in group["params"]:
-                    if p._grad is not None:
-                        self.update_one(p, p._grad, group)
+                params = [p for p in group["params"] if p._grad is not None]
+                if not _together(params, group):
+                    for p in params:
+                        update_group([p], group)
+                elif params:
+                    update_group(params, group)
         return loss
 
-    def update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        """Update one parameter by its gradient and the options of its group."""
-        raise NotImplementedError(f"Optimizer [{type(self).__name__}] defines neither step nor update_one")
+    def update_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters, which all have a gradient, by the options of their group."""
+        raise NotImplementedError(f"Optimizer [{type(self).__name__}] defines neither step nor update_group")
 
     # --- saving and loading --------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
@@ -183,6 +197,12 @@ class Optimizer:
         return text + ")"
 
 
+def _together(params: list[Tensor], group: Mapping[str, Any]) -> bool:
+    """Whether one kernel may update all these parameters: not if the user says no, or one of them is there twice."""
+    refused = group.get("foreach") is False and not group.get("fused")
+    return not refused and len(set(map(id, params))) == len(params)
+
+
 def _split_names(params: Any) -> tuple[list[Any], list[str]]:
     if isinstance(params, Tensor):
         return [params], []
@@ -219,15 +239,24 @@ def _converted(p: Tensor, value: Any, name: str = "") -> Any:
     return value.to(device=p.device, dtype=p.dtype if p.is_floating_point() else None)
 
 
+_count_layout = layout(dtypes.float32, (), None, cpu)
+
+
 def new_step_count() -> Tensor:
     """A count of steps: a float32 number on the CPU, where reading it costs no synchronisation."""
     return creation.tensor(0.0, dtype=dtypes.float32, device="cpu")
 
 
-def count_step(count: Tensor) -> float:
-    """Add one in place; returns the new count."""
-    value = count._array()
-    value[...] += 1
+def count_step(count: Tensor, by: int = 1) -> float:
+    """Add one in place (or `by`); returns the new count."""
+    value: Any
+    if count.layout is _count_layout:
+        value = ctypes.c_float.from_address(count.ptr)  # a tenth of the time that an array over it takes
+        value.value += by
+        value = value.value
+    else:
+        value = count._array()
+        value[...] += by
     if count.version is not None:
         count.version.value += 1
     return float(value)

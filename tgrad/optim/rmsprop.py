@@ -6,14 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tgrad.inplace import update
 from tgrad.ops import creation, pointwise as p_
 from tgrad.optim.optimizer import Optimizer, check_lr, count_step, new_step_count
 from tgrad.tensor import Tensor
+from tgrad.updates import Row, update
 
 
 class RMSprop(Optimizer):
-    """Steps along gradient / (sqrt(running mean square) + eps).
+    """Steps along gradient / (sqrt(running mean square) + eps) (Hinton, 2012; centered: Graves, 2013).
 
     Args:
         alpha: how much of the running mean square a step keeps.
@@ -21,8 +21,10 @@ class RMSprop(Optimizer):
         momentum: steps along a buffer, momentum * buffer + the step above.
         centered: subtracts the square of the running mean: the root is of an estimate of the variance.
         maximize: steps uphill.
-        foreach: accepted for PyTorch's sake: each parameter's step is one kernel in any case.
+        foreach: False: one kernel for each parameter; else one for many, which gives the same bits.
 
+    Shape: of a parameter: any; what is kept for it has the same.
+    Dtype: floating; what is kept for a parameter has its dtype.
     Raises:
         ValueError: an option out of range.
     """
@@ -43,19 +45,22 @@ class RMSprop(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state, momentum, centered = self.state[p], float(group["momentum"]), bool(group["centered"])
-        names = ["square_avg", *(["momentum_buffer"] if momentum > 0 else []), *(["grad_avg"] if centered else [])]
-        if not state:
-            state["step"] = new_step_count()
-            for name in names:
-                state[name] = creation.zeros_like(p)
-        count_step(state["step"])
-        kept = [state[name] for name in names]
+    def update_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        momentum, centered = float(group["momentum"]), bool(group["centered"])
+        kept = ["square_avg", *(["momentum_buffer"] if momentum > 0 else []), *(["grad_avg"] if centered else [])]
+        rows: list[Row] = []
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["step"] = new_step_count()
+                for name in kept:
+                    state[name] = creation.zeros_like(p)
+            count_step(state["step"])
+            rows.append((p, p._grad, *[state[name] for name in kept]))  # type: ignore[arg-type]
         alpha, decay = float(group["alpha"]), float(group["weight_decay"])
         numbers = (decay, alpha, 1 - alpha, float(group["eps"]), float(group["lr"]), momentum)
         function = _step(bool(group["maximize"]), decay != 0, momentum > 0, centered)
-        update("rmsprop", function, [p, *kept], [p, grad, *kept, *numbers])
+        update("rmsprop", function, (0, *range(2, 2 + len(kept))), rows, numbers)
 
 
 @functools.cache

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tgrad.inplace import update
 from tgrad.ops import creation
 from tgrad.optim.optimizer import Optimizer, check_lr
 from tgrad.tensor import Tensor
+from tgrad.updates import Row, update
 
 
 class SGD(Optimizer):
@@ -19,8 +19,10 @@ class SGD(Optimizer):
         weight_decay: adds weight_decay * p to the gradient.
         nesterov: steps along gradient + momentum * buffer.
         maximize: steps uphill.
-        foreach, fused: accepted for PyTorch's sake: each parameter's step is one kernel in any case.
+        foreach: False: one kernel for each parameter, unless fused; else one for many, which gives the same bits.
 
+    Shape: of a parameter: any; what is kept for it has the same.
+    Dtype: floating; what is kept for a parameter has its dtype.
     Raises:
         ValueError: an option out of range.
     """
@@ -43,25 +45,24 @@ class SGD(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def update_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def update_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
         momentum, decay = float(group["momentum"]), float(group["weight_decay"])
-        state = self.state[p] if momentum else {}
-        buffer = state.get("momentum_buffer")
-        begins = momentum != 0 and buffer is None
-        if begins:
-            state["momentum_buffer"] = buffer = creation.empty_like(p)
-        nesterov = momentum != 0 and bool(group["nesterov"])
-        function = _step(bool(group["maximize"]), decay != 0, momentum != 0, begins, nesterov)
-        targets, args = [p], [p, grad, float(group["lr"])]
-        if decay:
-            args.append(decay)
-        if nesterov or (momentum and not begins):
-            args.append(momentum)
-        if buffer is not None:
-            targets.append(buffer)
-        if buffer is not None and not begins:
-            args += [buffer, 1 - float(group["dampening"])]
-        update("sgd", function, targets, args)
+        uphill, nesterov = bool(group["maximize"]), bool(group["nesterov"])
+        numbers = (float(group["lr"]), decay, momentum, 1 - float(group["dampening"]))
+        if not momentum:
+            rows: list[Row] = [(p, p._grad) for p in params]  # type: ignore[misc]
+            update("sgd", _step(uphill, decay != 0, False, False, False), (0,), rows, numbers)
+            return
+        begun: dict[bool, list[Row]] = {}
+        for p in params:
+            state = self.state[p]
+            buffer = state.get("momentum_buffer")
+            begins = buffer is None
+            if begins:
+                state["momentum_buffer"] = buffer = creation.empty_like(p)
+            begun.setdefault(begins, []).append((p, p._grad, buffer))  # type: ignore[arg-type]
+        for begins, rows in begun.items():
+            update("sgd", _step(uphill, decay != 0, True, begins, nesterov), (0, 2), rows, numbers)
 
 
 @functools.cache
@@ -72,19 +73,14 @@ def _step(uphill: bool, decays: bool, has_momentum: bool, begins: bool, nesterov
         begins: the buffer has no value yet; it takes the gradient.
     """
 
-    def step(p: Any, g: Any, lr: Any, *rest: Any) -> tuple:
-        options = list(rest)
+    def step(p: Any, g: Any, *rest: Any) -> tuple:
+        lr, decay, momentum, take = rest[-4:]
         g = -g if uphill else g
         if decays:
-            g = g + options.pop(0) * p
+            g = g + decay * p
         if not has_momentum:
             return (p - lr * g,)
-        momentum = options.pop(0) if options else None
-        if begins:
-            buffer = g
-        else:
-            old, take = options
-            buffer = momentum * old + take * g
+        buffer = g if begins else momentum * rest[0] + take * g
         return p - lr * (g + momentum * buffer if nesterov else buffer), buffer
 
     return step

@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tgrad import engine, graph, modes
+from tgrad import autocasting, engine, graph, modes, once
+from tgrad.differentiate import backward
 from tgrad.engine import Walk
 from tgrad.function import Function
 from tgrad.nn.container import Sequential
@@ -108,7 +109,7 @@ def checkpoint(
     first, second = context_fn()
     if not modes.current().grad:
         return function(*args, **kwargs)
-    frame = _Frame(function, args, kwargs, preserve, second)
+    frame = Frame(function, args, kwargs, preserve, second)
     frame.compare, frame.debug = determinism_check == "default", debug
     frame.early_stop = early_stop if _early_stop is None else _early_stop
     with saved_tensors_hooks(frame.pack, frame.unpack), first:
@@ -167,7 +168,7 @@ class _Stop(Exception):
     """Ends the second run: all that is needed has been saved."""
 
 
-class _Slot:
+class Slot:
     """Stands in the graph for the tensor that the function saved there."""
 
     __slots__ = ("index", "__weakref__")
@@ -185,7 +186,7 @@ class _Input:
         return "checkpoint"
 
 
-class _Frame:
+class Frame:
     """One call of a checkpointed function.
 
     Attributes:
@@ -200,22 +201,29 @@ class _Frame:
     def __init__(self, function: Callable, args: tuple, kwargs: dict, preserve: bool, context: Any) -> None:
         self.function, self.kwargs, self.context = function, kwargs, context
         # Through the hooks of an outer checkpoint, if there is one, but not through this one's.
-        self.args = [graph.save(a, "input", False) if isinstance(a, Tensor) else a for a in args]
+        # One tensor given twice is saved once, and comes back as one: functions may ask whether two arguments are one.
+        distinct = {id(a): graph.save(a, "input", False) for a in args if isinstance(a, Tensor)}
+        self.args = [distinct.get(id(a), a) for a in args]
         self.random = default_generator.get_state() if preserve else None
-        self.slots: list[weakref.ref[_Slot]] = []
+        self.autocast = autocasting.setting()
+        self.slots: list[weakref.ref[Slot]] = []
         self.kept: list[dict] = []
         self.lines: list[str] = []
         self.again: weakref.WeakKeyDictionary[Walk, dict[int, Tensor]] = weakref.WeakKeyDictionary()
 
-    def pack(self, t: Tensor) -> _Slot:
-        slot = _Slot(len(self.slots))
+    def pack(self, t: Tensor) -> Slot:
+        slot = self.new_slot(t)
         self.slots.append(weakref.ref(slot))
         self.kept.append(_facts(t))
         if self.debug:
             self.lines.append(f"{_facts(t)} {find()}")
         return slot
 
-    def unpack(self, slot: _Slot) -> Tensor:
+    def new_slot(self, t: Tensor) -> Slot:
+        """What stands for t."""
+        return Slot(len(self.slots))
+
+    def unpack(self, slot: Slot) -> Tensor:
         walk = engine.innermost_walk()
         if walk is None:  # outside backward, as when a node's saved tensors are looked at
             return self._run_again()[slot.index]
@@ -225,12 +233,14 @@ class _Frame:
         return found.pop(slot.index)
 
     def _run_again(self) -> dict[int, Tensor]:
-        args = [a.unpack(_INPUT) if isinstance(a, graph.Saved) else a for a in self.args]
+        inputs = {id(a): a.unpack(_INPUT) for a in self.args if isinstance(a, graph.Saved)}
+        args = [inputs.get(id(a), a) for a in self.args]
         run = _SecondRun(self)
         with contextlib.suppress(_Stop), fork_rng(enabled=self.random is not None):
             if self.random is not None:
                 default_generator.set_state(self.random)
-            with saved_tensors_hooks(run.pack, lambda t: t), self.context, modes.enable_grad():
+            hooks = saved_tensors_hooks(run.pack, lambda t: t)
+            with hooks, self.context, modes.enable_grad(), autocasting.resumed(*self.autocast), once.second_run():
                 self.function(*args, **self.kwargs)
         run.check()
         return run.found
@@ -242,7 +252,7 @@ _INPUT: Any = _Input()
 class _SecondRun:
     """What one further run of the function saves."""
 
-    def __init__(self, frame: _Frame) -> None:
+    def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.count = 0
         self.found: dict[int, Tensor] = {}
@@ -312,6 +322,7 @@ class _Reentrant(Function):
         if not any(t.requires_grad for t in tensors):
             warnings.warn("None of the inputs have requires_grad=True. Gradients will be None", stacklevel=5)
         ctx.function, ctx.random = function, default_generator.get_state() if preserve else None
+        ctx.autocast = autocasting.setting()
         ctx.others = [None if isinstance(a, Tensor) else a for a in args]
         ctx.places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         ctx.save_for_backward(*tensors)
@@ -331,11 +342,11 @@ class _Reentrant(Function):
         with fork_rng(enabled=ctx.random is not None):
             if ctx.random is not None:
                 default_generator.set_state(ctx.random)
-            with modes.enable_grad():
+            with modes.enable_grad(), autocasting.resumed(*ctx.autocast):
                 returned = ctx.function(*args)
         outputs = returned if isinstance(returned, tuple) else (returned,)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if isinstance(o, Tensor) and o.requires_grad]
         if not pairs:
             raise RuntimeError("none of output has requires_grad=True, this checkpoint() is not necessary")
-        engine.backward([o for o, _ in pairs], [g for _, g in pairs])
+        backward([o for o, _ in pairs], [g for _, g in pairs])
         return (None, None, *[a.grad if isinstance(a, Tensor) else None for a in args])

@@ -10,7 +10,11 @@ from tgrad.optim.optimizer import Optimizer
 
 
 class CosineAnnealingLR(LRScheduler):
-    """From the first rate down to eta_min in T_max steps, and up again in as many."""
+    """From the first rate down to eta_min in T_max steps, and up again in as many (Loshchilov and Hutter, 2016).
+
+    Raises:
+        TypeError: `optimizer` is no Optimizer.
+    """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
         self.T_max, self.eta_min = T_max, eta_min

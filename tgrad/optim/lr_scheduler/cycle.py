@@ -10,7 +10,8 @@ from tgrad.optim.optimizer import Optimizer
 
 
 class OneCycleLR(LRScheduler):
-    """Up from max_lr / div_factor to max_lr, then down to far below the start; momentum goes the other way.
+    """Up from max_lr / div_factor to max_lr, then down to far below the start; momentum goes the other way (Smith and
+    Topin, 2017).
 
     Args:
         total_steps: of the cycle; or epochs and steps_per_epoch.
@@ -22,6 +23,7 @@ class OneCycleLR(LRScheduler):
 
     Raises:
         ValueError: arguments out of range; more steps than the cycle has.
+        TypeError: `optimizer` is no Optimizer.
     """
 
     def __init__(

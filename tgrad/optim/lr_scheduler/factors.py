@@ -45,7 +45,11 @@ class LambdaLR(LRScheduler):
 
 
 class StepLR(LRScheduler):
-    """The rate times gamma every `step_size` steps."""
+    """The rate times gamma every `step_size` steps.
+
+    Raises:
+        TypeError: `optimizer` is no Optimizer.
+    """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
         self.step_size, self.gamma = step_size, gamma
@@ -61,7 +65,11 @@ class StepLR(LRScheduler):
 
 
 class MultiStepLR(LRScheduler):
-    """The rate times gamma at each of `milestones`."""
+    """The rate times gamma at each of `milestones`.
+
+    Raises:
+        TypeError: `optimizer` is no Optimizer.
+    """
 
     def __init__(
         self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
@@ -141,7 +149,11 @@ class LinearLR(LRScheduler):
 
 
 class ExponentialLR(LRScheduler):
-    """The rate times gamma at every step."""
+    """The rate times gamma at every step.
+
+    Raises:
+        TypeError: `optimizer` is no Optimizer.
+    """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
         self.gamma = gamma

@@ -1,0 +1,149 @@
+"""The blocks of policy_models.py in PyTorch, with what its CUDA kernels save: dropout a bool mask, also on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tgrad.profiler.torch_twin import Twin
+
+HEADS, HIDDEN = 4, 4
+
+
+class Dropout(nn.Module):
+    """Dropout as CUDA has it: a bool mask, where the CPU's keeps one in the input's dtype."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.native_dropout(x, self.p, True)[0]
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm by the fused op that CUDA has: it saves its input and a number a row."""
+
+    def __init__(self, width: int, dtype: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten._fused_rms_norm(x, self.weight.shape, self.weight, None)[0]
+
+
+class SwiGLU(nn.Module):
+    """silu(a x) * (b x), then a Linear."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Linear(width, HIDDEN * width, dtype=dtype) for _ in range(2))
+        self.c = nn.Linear(HIDDEN * width, width, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(F.silu(self.a(x)) * self.b(x))
+
+
+class Residual(nn.Module):
+    """x + MLP(LayerNorm(x))."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, dtype=dtype)
+        self.a, self.b = nn.Linear(width, HIDDEN * width, dtype=dtype), nn.Linear(HIDDEN * width, width, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.b(F.gelu(self.a(self.norm(x))))
+
+
+class Encoder(nn.Module):
+    """A pre-norm encoder block whose attention is composed: matmul, scale, softmax, dropout, matmul."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, dtype=dtype), nn.LayerNorm(width, dtype=dtype)
+        self.inner, self.outer = nn.Linear(width, 3 * width, dtype=dtype), nn.Linear(width, width, dtype=dtype)
+        self.a, self.b = nn.Linear(width, HIDDEN * width, dtype=dtype), nn.Linear(HIDDEN * width, width, dtype=dtype)
+        self.drop = Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop(self.attend(self.norm1(x)))
+        return x + self.drop(self.b(self.drop(F.gelu(self.a(self.norm2(x))))))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, width = x.shape
+        q, k, v = (p.view(n, length, HEADS, -1).transpose(1, 2) for p in self.inner(x).chunk(3, -1))
+        scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(width // HEADS))
+        out = self.drop(scores.softmax(-1)) @ v
+        return self.outer(out.transpose(1, 2).reshape(n, length, width))
+
+
+class Stack(nn.Module):
+    """A Linear, then blocks, each checkpointed if asked for."""
+
+    def __init__(self, first: nn.Module, blocks: list[nn.Module], checkpointed: bool) -> None:
+        super().__init__()
+        self.first, self.blocks, self.checkpointed = first, nn.ModuleList(blocks), checkpointed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+        return x
+
+
+def _mlp(width: int, dtype: Any, *between: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    hidden = HIDDEN * width
+    rest = nn.Sequential(*between, nn.Linear(hidden, width, dtype=dtype))
+    return nn.Linear(width, hidden, dtype=dtype), [rest]
+
+
+def _normed(width: int, dtype: Any, *between: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    first, last = nn.Linear(width, width, dtype=dtype), nn.Linear(width, width, dtype=dtype)
+    return first, [nn.Sequential(*between, last)]
+
+
+def _stack(block: Any, width: int, dtype: Any, count: int) -> tuple[nn.Module, list[nn.Module]]:
+    return nn.Linear(width, width, dtype=dtype), [block(width, dtype) for _ in range(count)]
+
+
+# By name: (width, dtype, depth) -> (the Linear that feeds, the blocks).
+MODELS: dict[str, Callable[[int, Any, int], tuple[nn.Module, list[nn.Module]]]] = {
+    "ReLU": lambda w, d, n: _mlp(w, d, nn.ReLU()),
+    "GELU": lambda w, d, n: _mlp(w, d, nn.GELU()),
+    "SiLU": lambda w, d, n: _mlp(w, d, nn.SiLU()),
+    "GELU, dropout": lambda w, d, n: _mlp(w, d, nn.GELU(), Dropout(0.1)),
+    "SwiGLU": lambda w, d, n: (nn.Identity(), [SwiGLU(w, d)]),
+    "LayerNorm": lambda w, d, n: _normed(w, d, nn.LayerNorm(w, dtype=d)),
+    "RMSNorm": lambda w, d, n: _normed(w, d, RMSNorm(w, dtype=d)),
+    "BatchNorm, ReLU": lambda w, d, n: _normed(w, d, nn.BatchNorm1d(w, dtype=d), nn.ReLU()),
+    "encoder, length D/8": lambda w, d, n: _stack(Encoder, w, d, 1),
+    "encoder, length D/2": lambda w, d, n: _stack(Encoder, w, d, 1),
+    "stack of residual MLPs": lambda w, d, n: _stack(Residual, w, d, n),
+    "stack of encoders": lambda w, d, n: _stack(Encoder, w, d, n),
+}
+
+
+def twin(name: str, shape: tuple[int, ...], dtype: str, depth: int, checkpointed: bool) -> Twin:
+    """The block in PyTorch, on the CPU."""
+    kind = getattr(torch, dtype)
+    first, blocks = MODELS[name](shape[-1], kind, depth)
+    return Twin(Stack(first, blocks, checkpointed), lambda: ((torch.randn(*shape, dtype=kind),), ()))
+
+
+def fused_attention_change(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """(saved, statistics): bytes more that a block keeps with PyTorch's fused attention than with the composed.
+
+    By formula: the flash kernel (Dao 2023, arXiv 2307.08691, as PyTorch calls it) saves q, k, v and its result, which is
+    the memory that the projection behind it saves anyway, and a log-sum-exp of 4 bytes for each row of the attention map
+    and a seed; neither softmax's result, nor dropout's mask and result.
+    """
+    n, length, _ = shape
+    maps = n * HEADS * length * length
+    return -maps * (2 * itemsize + 1), 4 * n * HEADS * length + 16

@@ -1,0 +1,82 @@
+"""Without a graph, a chain of layers peaks at its two largest neighbours, and what a layer still needs: to the byte."""
+
+import pytest
+
+import tgrad as T
+from tgrad import nn
+from tgrad.storage import ledger
+
+pytestmark = pytest.mark.anywhere
+N, L, E = 16, 4, 64
+U = N * L * E * 4  # bytes of the stream
+STATS = 2 * N * L * 4  # mean and 1 / deviation of each row, which a layer norm makes beside its result
+
+
+def peak(model, mode, *shape):
+    """Bytes beyond the input and the parameters."""
+    x = T.zeros(*shape)
+    with mode():
+        model(x)
+        before = ledger.live_bytes
+        ledger.reset_peak()
+        model(x)
+    return ledger.peak_bytes - before
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.LayerNorm(E), nn.Linear(E, 4 * E), nn.GELU(), nn.Linear(4 * E, E))
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def chain(*layers):
+    return lambda: nn.Sequential(*[layer() for _ in range(3) for layer in layers])
+
+
+def encoder(heads, **options):
+    return lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(E, heads, 4 * E, batch_first=True, **options).eval(), 3
+    )
+
+
+def weights(heads, length):
+    return N * L // length * heads * length**2 * 4
+
+
+# What makes the chain, the length of a sequence, the bytes of its peak.
+CHAINS = {
+    "linear": (chain(lambda: nn.Linear(E, E)), L, 2 * U),
+    "linear, gelu": (chain(lambda: nn.Linear(E, E), nn.GELU), L, 2 * U),
+    "linear, dropout, norm": (
+        chain(lambda: nn.Linear(E, E), lambda: nn.Dropout(0.1), lambda: nn.LayerNorm(E)), L, 2 * U + STATS,
+    ),
+    "wide": (chain(lambda: nn.Linear(E, 3 * E), nn.SiLU, lambda: nn.Linear(3 * E, E)), L, 6 * U),
+    "residual": (chain(Residual), L, U + 8 * U),  # the stream, the hidden layer before and after
+    # The layer's input, the stream, and the hidden layer, which the activation writes over, with what it is made from
+    # or what is made of it.
+    "encoder, feedforward": (encoder(1, norm_first=True), L, 3 * U + 4 * U),
+    "encoder, norms last": (encoder(1, activation="gelu"), L, 3 * U + 4 * U),
+    # The layer's input, its norm, queries with keys and values, and the scores before and after softmax.
+    "encoder, attention": (encoder(4, norm_first=True), 4 * L, 5 * U + 2 * weights(4, 4 * L)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [T.no_grad, T.inference_mode])
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_peak_of_a_chain(name, mode):
+    build, length, expected = CHAINS[name]
+    assert peak(build(), mode, N * L // length, length, E) == expected
+
+
+def test_a_hook_that_holds_the_hidden_layer_sees_it_unchanged():
+    layer = nn.TransformerEncoderLayer(E, 1, 4 * E, batch_first=True).eval()
+    x, seen = T.randn(2, L, E), []
+    with T.no_grad():
+        plain = layer(x)
+        with layer.linear1.register_forward_hook(lambda m, args, out: seen.append((out, out.clone()))):
+            assert layer(x).equal(plain)
+    held, was = seen[0]
+    assert held.equal(was) and held.lt(0).any()

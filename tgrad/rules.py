@@ -1,0 +1,133 @@
+"""What an op decides once per signature: its forward's plan, and the rules by which its nodes go backward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tgrad.kernels.launch import Launch
+from tgrad.layout import Layout
+
+if TYPE_CHECKING:
+    from tgrad.expression import Expression
+    from tgrad.op import Op
+
+Formula = Callable[..., Any]
+
+# Where a recipe finds an operand: among what the node saved, its numbers, or behind its edges.
+SAVED, NUMBER, EDGE = range(3)
+
+
+class Plan:
+    """All that an op decides once per signature (layouts of tensors, types of numbers, settings).
+
+    Attributes:
+        outs: layouts of the results; the first is the op's, the others are auxiliary or further results.
+        launch: takes the addresses of outs, of tensor inputs, then the numbers.
+        rule: the Rule for a set of inputs that want a gradient.
+    """
+
+    __slots__ = ("outs", "out", "launch", "offset", "rule")
+
+    def __init__(
+        self, outs: tuple[Layout, ...], launch: Launch | None, rule: Callable[[int], Rule | None], offset: int = 0
+    ) -> None:
+        self.outs, self.launch, self.offset = outs, launch, offset
+        self.out = outs[0]
+
+        def planned(mask: int) -> Rule | None:
+            found = rule(mask)
+            if found is not None:
+                found.plan = self
+            return found
+
+        self.rule = functools.cache(planned)
+
+
+class Rule:
+    """How a node goes backward, for one set of inputs that want a gradient.
+
+    Attributes:
+        wanted: those inputs (indices).
+        saves: (index, name) of what is kept: an input, or the result `index - number of inputs`.
+        numbers: indices of the Python numbers that formulas name, or a recipe would need.
+        big, large: whether an operand, or some of what is kept, is large enough for recipes (recompute.py).
+        plan: of the forward.
+        source: where a recipe of the result finds its operands: (SAVED, NUMBER or EDGE, index) for each; None if there
+            is none.
+        edged: whether some of them are found behind edges.
+    """
+
+    __slots__ = ("op", "wanted", "saves", "numbers", "big", "large", "plan", "source", "edged")
+
+    plan: Plan
+
+    n_results = 1  # more for custom Functions alone
+
+    def __init__(
+        self, op: Op, wanted: tuple[int, ...], saves: tuple[tuple[int, str], ...], numbers: tuple[int, ...]
+    ) -> None:
+        self.op, self.wanted, self.saves, self.numbers = op, wanted, saves, numbers
+        self.big = self.large = True
+        self.source: tuple[tuple[int, int], ...] | None = None
+        self.edged = False
+
+    def find_source(self, absent: Sequence[bool]) -> None:
+        """Say where a recipe finds the operands, `absent[i]` being None; there is none if one is neither kept nor
+        behind an edge.
+        """
+        places = {k: (SAVED, i) for i, (k, _) in enumerate(self.saves)}
+        places |= {k: (NUMBER, i) for i, k in enumerate(self.numbers)}
+        edges = {k: (EDGE, i) for i, k in enumerate(self.wanted) if k not in places}
+        needed = [k for k in range(len(absent)) if not absent[k]]
+        if all(k in places or k in edges for k in needed):
+            self.source = tuple(places.get(k) or edges[k] for k in needed)
+            self.edged = any(kind == EDGE for kind, _ in self.source)
+
+
+class PointwiseRule(Rule):
+    """Formulas that are Expressions.
+
+    Attributes:
+        parts: for each wanted input its layout, its gradient over (g, *values), and which values: positions in the
+            saved tensors followed by the numbers.
+        plans: how to run them, by the layouts of g and the values.
+    """
+
+    __slots__ = ("parts", "plans")
+
+    parts: list[tuple[Layout, Expression, tuple[int, ...]]]
+    plans: dict[tuple, Any]
+
+
+class FormulaRule(Rule):
+    """Formulas to be called with tensors.
+
+    Attributes:
+        calls: for each wanted input its layout, formula, fast formula or None, the names it wants, and its settings.
+        names: of the saved tensors followed by the numbers; absent ones (None arguments) are not among them.
+        joint: which calls one function may do together, that function and the names it wants; None: none.
+        at: for each call, which of the saved tensors and numbers it wants, -1 where one is absent.
+        fold: which call can take a further formula (folding.py) and the function that does, if there is one.
+    """
+
+    __slots__ = ("calls", "names", "joint", "fold", "_at")
+
+    calls: list[tuple[Layout, Formula, Formula | None, tuple[str, ...], dict[str, Any]]]
+    names: tuple[str, ...]
+    joint: tuple[tuple[int, ...], Callable, tuple[str, ...]] | None
+    fold: tuple[int, Callable] | None
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        self.joint = self.fold = None
+        self._at: list[tuple[int, ...]] | None = None
+
+    @property
+    def at(self) -> list[tuple[int, ...]]:
+        found = self._at
+        if found is None:
+            places = {name: i for i, name in enumerate(self.names)}
+            found = self._at = [tuple(places.get(n, -1) for n in needs) for _, _, _, needs, _ in self.calls]
+        return found
