@@ -38,11 +38,29 @@ class Static(int):
     """An integer argument that the kernel is compiled for: an inner stride of 0 or 1."""
 
 
+VECTOR = 8  # elements: 16 bytes of a half type, and more of others
+
+
+class Multiple(int):
+    """An integer argument that the kernel takes for a multiple of VECTOR."""
+
+
+def multiple(value: int) -> int:
+    """The value, as a `Multiple` if it is one."""
+    return Multiple(value) if value % VECTOR == 0 else value
+
+
+def multiples(values: tuple[int, ...]) -> tuple[int, ...]:
+    """The values as `Multiple`s if all are multiples of VECTOR, so that a kernel has two variants and not 2^n."""
+    return tuple(map(Multiple, values)) if all(v % VECTOR == 0 for v in values) else values
+
+
 def strides(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides as kernel arguments. The kernel is specialised on an inner stride of 0 or 1 and on no other value."""
+    """Strides as kernel arguments. The kernel is specialised on an inner stride of 0 or 1, and on whether all others are
+    multiples of VECTOR, and on no other value."""
     if values and values[-1] in (0, 1):
-        return (*values[:-1], Static(values[-1]))
-    return values
+        return (*multiples(values[:-1]), Static(values[-1]))
+    return multiples(values)
 
 
 def prepare(
@@ -133,8 +151,8 @@ _compiling = threading.Lock()
 def compile(
     kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict, warps: int, stages: int, aligned: bool, contract: bool
 ) -> Any:
-    """The compiled kernel of a signature: types, alignment of addresses, divisibility by 16 of plain fixed integers."""
-    static = [v if isinstance(v, Static) else _type(v) for v in _leaves(fixed)]
+    """The compiled kernel of a signature: types, alignment of addresses, divisibility of fixed integers."""
+    static = [v if isinstance(v, Static) else (_type(v), type(v) is Multiple) for v in _leaves(fixed)]
     divisible = tuple(type(v) is int and v % 16 == 0 for v in fixed)
     chip = target()
     key = (
@@ -193,6 +211,8 @@ def signature(kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict[str, A
         for path, leaf in _walk(value, (i,)):
             if isinstance(leaf, Static):
                 constants[path] = int(leaf)
+            elif isinstance(leaf, Multiple):
+                attributes[path] = [["tt.divisibility", VECTOR]]
         if type(value) is int and value % 16 == 0:
             attributes[(i,)] = [["tt.divisibility", 16]]
     for name, value in constexprs.items():

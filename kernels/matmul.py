@@ -161,7 +161,8 @@ def _first(
     }  # fmt: skip
     steps = tuple(strides(s) for s in operands.extra_strides)
     programs = triton.cdiv(m, tile.bm) * triton.cdiv(n, tile.bn) * pieces * operands.products
-    options: dict[str, Any] = {"name": name, "warps": tile.warps, "stages": tile.stages, "contract": True}
+    options: dict[str, Any] = {"name": name, "warps": tile.warps, "stages": tile.stages}
+    options["contract"] = contracts(epilogue, dtype)
     chunk = choice.chunk(k) if pieces > 1 else 0
     if tile.tma:
         (am, ak), (bk, bn) = operands.a_strides, operands.b_strides
@@ -191,7 +192,18 @@ def _second(
     }  # fmt: skip
     fixed = (m, n, tuple(strides(s) for s in operands.extra_strides))
     grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn),)
-    return prepare(combine, grid, runtime, fixed, constexprs, name=name, aligned=operands.aligned, contract=True)
+    contract = contracts(epilogue, total)
+    return prepare(combine, grid, runtime, fixed, constexprs, name=name, aligned=operands.aligned, contract=contract)
+
+
+def contracts(epilogue: Program, dtype: str) -> bool:
+    """Whether multiplications and additions may be contracted: not if the epilogue has some of its own, which then
+    would not have the bits of the op alone. Matrix instructions have nothing to contract; float64's products have.
+    """
+    return dtype == "fp64" or all(f.__name__ in _NOTHING_TO_CONTRACT for f, _ in epilogue.steps)
+
+
+_NOTHING_TO_CONTRACT = frozenset(("add", "identity", "where", "relu", "leaky_relu", "le", "lt", "ge", "gt", "eq", "ne"))
 
 
 def rows(extra_strides: tuple[tuple[int, ...], ...]) -> tuple[bool, ...]:

@@ -1,12 +1,24 @@
-"""The pointwise template: one kernel that runs every Program over strided operands, broadcast by strides of 0."""
+"""The pointwise template: kernels that run every Program over strided operands, broadcast by strides of 0.
+
+Memory moves 16 bytes at a time wherever a layout lets it, in three ways, which `prepare_pointwise` chooses among:
+
+- whole blocks of dense operands are not masked: a mask against a size that 16 does not divide would split each access;
+- where the innermost size allows, elements go in groups that differ in the innermost coordinate alone, so that a
+  division serves a group, and a column that is repeated is read once for each;
+- where operands lie across each other, as in the copy of a transpose, tiles: each is read along its own rows.
+"""
 
 from __future__ import annotations
+
+import math
 
 import triton
 import triton.language as tl
 
-from tgrad.kernels.launch import INTERPRET, Launch, prepare, strides
+from tgrad.kernels.launch import INTERPRET, VECTOR, Launch, Static, multiple, multiples, prepare, strides
 from tgrad.kernels.program import Program, run
+
+ACROSS = 8  # the least size of both dimensions of a transpose that goes by tiles
 
 
 @triton.jit
@@ -29,35 +41,127 @@ def offset(where, strides, NDIM: tl.constexpr):
 
 
 @triton.jit
+def places(index, first, lane, strides, NDIM: tl.constexpr, GROUP: tl.constexpr):
+    """Where the elements of one operand lie: of `index`, or of the groups that begin at coordinates `first`."""
+    if len(strides) == 0:
+        at = index
+    elif GROUP == 1:
+        at = offset(first, strides, NDIM)
+    else:
+        at = offset(first, strides, NDIM)[:, None] + lane * strides[NDIM - 1]
+    return at
+
+
+@triton.jit
+def read(
+    ins, index, first, lane, in_strides, mask, group_mask, NDIM: tl.constexpr, GROUP: tl.constexpr, STILL: tl.constexpr
+):  # fmt: skip
+    """The elements of all inputs; mask None: all of them exist."""
+    values = ()
+    for i in tl.static_range(len(ins)):
+        if STILL[i]:
+            one = tl.load(ins[i] + offset(first, in_strides[i], NDIM)[:, None], mask=group_mask, other=0)
+            values = values + (tl.broadcast_to(one, index.shape),)
+        else:
+            at = ins[i] + places(index, first, lane, in_strides[i], NDIM, GROUP)
+            if mask is None:
+                values = values + (tl.load(at),)
+            else:
+                values = values + (tl.load(at, mask=mask, other=0),)
+    return values
+
+
+@triton.jit
+def write(outs, results, index, first, lane, out_strides, mask, NDIM: tl.constexpr, GROUP: tl.constexpr):
+    for k in tl.static_range(len(outs)):
+        tl.store(outs[k] + places(index, first, lane, out_strides[k], NDIM, GROUP), results[k], mask=mask)
+
+
+@triton.jit
 def pointwise(
     outs, ins, scalars, n, shape, out_strides, in_strides,
-    PROGRAM: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    PROGRAM: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+    GROUP: tl.constexpr, STILL: tl.constexpr,
 ):  # fmt: skip
     """Each program computes BLOCK consecutive elements of the flattened results.
 
     NDIM 0: every operand is dense and has the results' shape. An operand with empty strides is dense.
     WIDE: offsets are 64-bit.
+    SPLIT: only the last block is masked.
+    GROUP: n and the innermost size count groups of so many elements, which lie in one innermost row.
+    STILL: for each input, whether all elements of a group are one.
     """
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0) * (BLOCK // GROUP)
     if WIDE:
-        index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        start = tl.program_id(0).to(tl.int64) * (BLOCK // GROUP)
+    index = start + tl.arange(0, BLOCK // GROUP)
     mask = index < n
+    first = ()
+    lane = 0
+    group_mask = mask
     if NDIM > 0:
-        where = coordinates(index, shape, NDIM)
+        first = coordinates(index, shape, NDIM)
+    if GROUP > 1:
+        first = first[: NDIM - 1] + (first[NDIM - 1] * GROUP,)
+        lane = tl.arange(0, GROUP)[None, :]
+        group_mask = mask[:, None]
+        index = index[:, None] * GROUP + lane
+        mask = tl.broadcast_to(group_mask, index.shape)
+    if SPLIT:
+        whole = start + BLOCK <= n
+        if whole:
+            values = read(ins, index, first, lane, in_strides, None, group_mask, NDIM, GROUP, STILL)
+        else:
+            values = read(ins, index, first, lane, in_strides, mask, group_mask, NDIM, GROUP, STILL)
+    else:
+        values = read(ins, index, first, lane, in_strides, mask, group_mask, NDIM, GROUP, STILL)
+    for i in tl.static_range(len(scalars)):
+        values = values + (scalars[i],)
+    results = run(values, PROGRAM)
+    if SPLIT:
+        if whole:
+            write(outs, results, index, first, lane, out_strides, None, NDIM, GROUP)
+        else:
+            write(outs, results, index, first, lane, out_strides, mask, NDIM, GROUP)
+    else:
+        write(outs, results, index, first, lane, out_strides, mask, NDIM, GROUP)
+
+
+@triton.jit
+def pointwise_tiles(
+    outs, ins, scalars, M, N, ROWS, COLUMNS, shape, out_strides, in_strides, out_steps, in_steps,
+    PROGRAM: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Each program computes a tile of BM by BN elements of one of the matrices, M by N, that the results consist of.
+
+    ROWS, COLUMNS: tiles along M and N.
+    shape, out_strides, in_strides: of the NDIM dimensions that number the matrices.
+    out_steps, in_steps: the strides along M and N.
+    """
+    tile = tl.program_id(0)
+    if WIDE:
+        tile = tile.to(tl.int64)
+    m = (tile // COLUMNS) % ROWS * BM + tl.arange(0, BM)
+    n = tile % COLUMNS * BN + tl.arange(0, BN)
+    matrix = tile // COLUMNS // ROWS
+    mask = (m < M)[:, None] & (n < N)[None, :]
+    if NDIM > 0:
+        where = coordinates(matrix, shape, NDIM)
     values = ()
     for i in tl.static_range(len(ins)):
-        if len(in_strides[i]) == 0:
-            values = values + (tl.load(ins[i] + index, mask=mask, other=0),)
-        else:
-            values = values + (tl.load(ins[i] + offset(where, in_strides[i], NDIM), mask=mask, other=0),)
+        at = ins[i]
+        if NDIM > 0:
+            at += offset(where, in_strides[i], NDIM)
+        at += (m * in_steps[i][0])[:, None] + (n * in_steps[i][1])[None, :]
+        values = values + (tl.load(at, mask=mask, other=0),)
     for i in tl.static_range(len(scalars)):
         values = values + (scalars[i],)
     results = run(values, PROGRAM)
     for k in tl.static_range(len(outs)):
-        if len(out_strides[k]) == 0:
-            tl.store(outs[k] + index, results[k], mask=mask)
-        else:
-            tl.store(outs[k] + offset(where, out_strides[k], NDIM), results[k], mask=mask)
+        at = outs[k]
+        if NDIM > 0:
+            at += offset(where, out_strides[k], NDIM)
+        tl.store(at + ((m * out_steps[k][0])[:, None] + (n * out_steps[k][1])[None, :]), results[k], mask=mask)
 
 
 def tile(n: int, widest: int) -> int:
@@ -69,6 +173,30 @@ def tile(n: int, widest: int) -> int:
     if INTERPRET:
         return min(triton.next_power_of_2(n), 1 << 18)
     return 2048 if widest <= 2 else 1024
+
+
+def split(n: int) -> bool:
+    """Whether whole blocks of n elements go unmasked, apart from the last."""
+    return not INTERPRET and n % 16 != 0
+
+
+def group(inner: int, narrowest: int) -> int:
+    """Elements of a group, for an innermost dimension of size `inner` and at least `narrowest` bytes an element."""
+    if INTERPRET:
+        return 1
+    return VECTOR if inner % VECTOR == 0 else 4 if inner % 4 == 0 and narrowest >= 4 else 1
+
+
+def across(shape: tuple[int, ...], rows: list[tuple[int, ...]]) -> int | None:
+    """The dimension along which some operand is contiguous, others being so along the innermost: a transpose."""
+    if INTERPRET or len(shape) < 2 or shape[-1] < ACROSS or not any(row[-1] == 1 for row in rows):
+        return None
+    for row in rows:
+        if row[-1] not in (0, 1):
+            for d in range(len(shape) - 1):
+                if row[d] == 1 and shape[d] >= ACROSS:
+                    return d
+    return None
 
 
 def prepare_pointwise(
@@ -90,19 +218,59 @@ def prepare_pointwise(
         aligned: whether every address is a multiple of 16.
         wide: whether some offset exceeds 31 bits.
     """
-    n = 1
-    for size in shape:
-        n *= size
+    runtime = (tuple("*" + t for t in types[0]), tuple("*" + t for t in types[1]), types[2])
+    dim = across(shape, [*out_strides, *in_strides])
+    if dim is not None:
+        return _prepare_tiles(
+            program, runtime, shape, dim, out_strides, in_strides, aligned=aligned, wide=wide, name=name
+        )
+    n = math.prod(shape)
     dense = _dense(shape)
     outs = [() if s == dense else strides(s) for s in out_strides]
     ins = [() if s == dense else strides(s) for s in in_strides]
     flat = not any(outs) and not any(ins)
-    widest = max(int(t.lstrip("bfpiu")) // 8 for t in (*types[0], *types[1]))
-    block = tile(n, widest)
-    runtime = (tuple("*" + t for t in types[0]), tuple("*" + t for t in types[1]), types[2])
-    fixed = (n, () if flat else shape, tuple(outs), tuple(ins))
-    constexprs = {"PROGRAM": program, "NDIM": 0 if flat else len(shape), "WIDE": wide, "BLOCK": block}
+    widths = [int(t.lstrip("bfpiu")) // 8 or 1 for t in (*types[0], *types[1])]
+    block = tile(n, max(widths))
+    of = 1 if flat else group(shape[-1], min(widths))
+    grouped = (*shape[:-1], shape[-1] // of) if shape else ()
+    fixed = (n // of, () if flat else grouped, tuple(outs), tuple(ins))
+    constexprs = {
+        "PROGRAM": program, "NDIM": 0 if flat else len(shape), "WIDE": wide, "BLOCK": block,
+        "SPLIT": of == 1 and split(n), "GROUP": of, "STILL": tuple(of > 1 and s != () and s[-1] == 0 for s in ins),
+    }  # fmt: skip
     return prepare(pointwise, (triton.cdiv(n, block),), runtime, fixed, constexprs, name=name, aligned=aligned)
+
+
+def _prepare_tiles(
+    program: Program, runtime: tuple, shape: tuple[int, ...], dim: int, out_strides: list[tuple[int, ...]],
+    in_strides: list[tuple[int, ...]], *, aligned: bool, wide: bool, name: str,
+) -> Launch:  # fmt: skip
+    """A launch over tiles of dimension `dim` and the innermost."""
+    m, n = shape[dim], shape[-1]
+    bm, bn = matrix_tile(m, n)
+
+    def outer(values: tuple[int, ...]) -> tuple[int, ...]:
+        return multiples((*values[:dim], *values[dim + 1 : -1]))
+
+    def steps(values: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(Static(s) if s in (0, 1) else multiple(s) for s in (values[dim], values[-1]))
+
+    matrices = (*shape[:dim], *shape[dim + 1 : -1])
+    fixed = (
+        multiple(m), multiple(n), triton.cdiv(m, bm), triton.cdiv(n, bn), matrices,
+        tuple(map(outer, out_strides)), tuple(map(outer, in_strides)),
+        tuple(map(steps, out_strides)), tuple(map(steps, in_strides)),
+    )  # fmt: skip
+    constexprs = {"PROGRAM": program, "NDIM": len(matrices), "WIDE": wide, "BM": bm, "BN": bn}
+    grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn) * math.prod(matrices),)
+    return prepare(pointwise_tiles, grid, runtime, fixed, constexprs, name=name, warps=8, aligned=aligned)
+
+
+def matrix_tile(m: int, n: int) -> tuple[int, int]:
+    """(rows, columns) of a tile: 64 by 64, longer where the other side is short."""
+    bm = min(64, triton.next_power_of_2(m))
+    bn = min(4096 // bm, triton.next_power_of_2(n))
+    return min(4096 // bn, triton.next_power_of_2(m), 64), bn
 
 
 def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:

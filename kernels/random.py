@@ -36,7 +36,11 @@ def choose(out, weights, seed, offset, n, samples, categories, BLOCK: tl.constex
 
 
 def prepare_choice(rows: int, samples: int, categories: int, seed: str) -> Launch:
-    """A launch of `choose`; takes the result, the weights (float64, row-major), seed (of Triton type `seed`) and offset."""
+    """A launch of `choose`; takes the result, the weights (float64, row-major), seed and offset.
+
+    Args:
+        seed: the Triton type of the seed, or of the address of one.
+    """
     n = rows * samples
     block, width = (max(2, min(triton.next_power_of_2(n), 1024)), 128) if INTERPRET else (32, 64)
     constexprs = {"BLOCK": block, "WIDTH": width}

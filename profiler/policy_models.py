@@ -20,9 +20,9 @@ HIDDEN = 4  # times the width
 class Sizes:
     """rows of flat inputs and tokens of sequences; width of the stream; depth of the stacks."""
 
-    rows: int = 512
+    rows: int = 256
     width: int = 64
-    depth: int = 8
+    depth: int = 6
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The subcommands `whatif`, `run` and `doctor`: their arguments, and what they print."""
+"""The subcommands `whatif`, `policies`, `run` and `doctor`: their arguments, and what they print."""
 
 from __future__ import annotations
 
@@ -50,6 +50,24 @@ def add(commands: Any) -> None:
     p.add_argument("--force", action="store_true", help="replace what is in DIR")
     p.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     p.set_defaults(run=_whatif)
+    p = commands.add_parser(
+        "policies", help="activation memory under keep, lean and leanest, beside PyTorch",
+        description="Run blocks of models under each policy of tgrad.activation_memory and in PyTorch, with and without "
+        "checkpoints; compare what the graph keeps and the peak of a step, and assert that gradients are the same bits. "
+        "Exit code 1: they are not.",
+        epilog="example:\n  tgrad policies --out reports/activation_memory --force",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("blocks", nargs="*", metavar="BLOCK", help="parts of names: gelu, norm, encoder (default: all)")
+    p.add_argument("--rows", type=int, default=256, metavar="N", help="rows of a batch, or tokens (default: 256)")
+    p.add_argument("--width", type=int, default=64, metavar="N", help="of the stream (default: 64)")
+    p.add_argument("--depth", type=int, default=6, metavar="N", help="blocks of a stack (default: 6)")
+    p.add_argument("--dtype", action="append", metavar="DTYPE", help="float32 or bfloat16 (default: both)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and data (default: 0)")
+    p.add_argument("--out", metavar="DIR", help="write summary.md, table.csv and the plot into this folder")
+    p.add_argument("--force", action="store_true", help="replace what is in DIR")
+    p.add_argument("--json", action="store_true", help="print the rows as JSON")
+    p.set_defaults(run=_policies)
     p = commands.add_parser(
         "run", help="run a script under the profiler",
         description="Run a Python script as it is, and report what it took: what it prints, and its exit code, are "
@@ -121,6 +139,35 @@ def _show_whatif(found: WhatIf) -> None:
         out.print(line)
     names = ", ".join(o.change for o in found.front)
     out.print(f"None is better in both bytes and time than: {names}.")
+
+
+def _policies(given: argparse.Namespace) -> int:
+    from tgrad.profiler import output, policies_text
+    from tgrad.profiler.policies import DTYPES, policies
+
+    if given.out is not None:
+        output.check(given.out, given.force)
+    found = policies(
+        given.blocks, rows=given.rows, width=given.width, depth=given.depth, dtypes=given.dtype or DTYPES,
+        seed=given.seed,
+    )  # fmt: skip
+    if given.out is not None:
+        found.save(given.out, given.force)
+    if given.json:
+        print(json.dumps(json.loads(found.frame.to_json(orient="records")), indent=2))
+    else:
+        out = console()
+        for dtype in dict.fromkeys(r.dtype for r in found.rows):
+            shown = table(dtype, *policies_text.HEADINGS)
+            for name, cells in policies_text.rows(found, dtype):
+                shown.add_row(name, *cells)
+            out.print(shown)
+            out.print()
+        for line in policies_text.sentences(found):
+            out.print(line)
+        if given.out is not None:
+            print(f"The table and the plot are in {given.out}")
+    return OK if found.ok else REGRESSION
 
 
 def _run(given: argparse.Namespace) -> int:

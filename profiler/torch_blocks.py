@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tgrad.profiler import torch_twin
+from tgrad.profiler.records import SavedRow
 from tgrad.profiler.torch_twin import Twin
 
 HEADS, HIDDEN = 4, 4
@@ -27,27 +29,56 @@ class Dropout(nn.Module):
         return torch.native_dropout(x, self.p, True)[0]
 
 
+class FusedRmsNorm(torch.autograd.Function):
+    """What CUDA's fused kernel saves: the input, the weight and a float32 number a row. The CPU has no such kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        rstd = wide.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+        ctx.save_for_backward(x, weight, rstd)
+        return (wide * rstd * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight, rstd = ctx.saved_tensors
+        g, hat = grads[0].float(), x.float() * rstd
+        inner = g * weight
+        back = rstd * (inner - hat * (inner * hat).mean(-1, keepdim=True))
+        return back.to(x.dtype), (g * hat).sum(0).to(weight.dtype)
+
+
 class RMSNorm(nn.Module):
-    """RMSNorm by the fused op that CUDA has: it saves its input and a number a row."""
+    """RMSNorm."""
 
     def __init__(self, width: int, dtype: Any = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten._fused_rms_norm(x, self.weight.shape, self.weight, None)[0]
+        return FusedRmsNorm.apply(x, self.weight)  # type: ignore[no-any-return]
 
 
-class SwiGLU(nn.Module):
-    """silu(a x) * (b x), then a Linear."""
+class Two(nn.Module):
+    """Two Linears of one input, to the hidden size."""
 
     def __init__(self, width: int, dtype: Any) -> None:
         super().__init__()
         self.a, self.b = (nn.Linear(width, HIDDEN * width, dtype=dtype) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.a(x), self.b(x)
+
+
+class Gated(nn.Module):
+    """silu(a) * b, then a Linear."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        super().__init__()
         self.c = nn.Linear(HIDDEN * width, width, dtype=dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c(F.silu(self.a(x)) * self.b(x))
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.c(F.silu(a) * b)
 
 
 class Residual(nn.Module):
@@ -92,10 +123,11 @@ class Stack(nn.Module):
         self.first, self.blocks, self.checkpointed = first, nn.ModuleList(blocks), checkpointed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
+        y = self.first(x)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
-        return x
+            args = y if isinstance(y, tuple) else (y,)
+            y = checkpoint(block, *args, use_reentrant=False) if self.checkpointed else block(*args)
+        return y
 
 
 def _mlp(width: int, dtype: Any, *between: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
@@ -119,7 +151,7 @@ MODELS: dict[str, Callable[[int, Any, int], tuple[nn.Module, list[nn.Module]]]] 
     "GELU": lambda w, d, n: _mlp(w, d, nn.GELU()),
     "SiLU": lambda w, d, n: _mlp(w, d, nn.SiLU()),
     "GELU, dropout": lambda w, d, n: _mlp(w, d, nn.GELU(), Dropout(0.1)),
-    "SwiGLU": lambda w, d, n: (nn.Identity(), [SwiGLU(w, d)]),
+    "SwiGLU": lambda w, d, n: (Two(w, d), [Gated(w, d)]),
     "LayerNorm": lambda w, d, n: _normed(w, d, nn.LayerNorm(w, dtype=d)),
     "RMSNorm": lambda w, d, n: _normed(w, d, RMSNorm(w, dtype=d)),
     "BatchNorm, ReLU": lambda w, d, n: _normed(w, d, nn.BatchNorm1d(w, dtype=d), nn.ReLU()),
@@ -135,6 +167,26 @@ def twin(name: str, shape: tuple[int, ...], dtype: str, depth: int, checkpointed
     kind = getattr(torch, dtype)
     first, blocks = MODELS[name](shape[-1], kind, depth)
     return Twin(Stack(first, blocks, checkpointed), lambda: ((torch.randn(*shape, dtype=kind),), ()))
+
+
+def kept(name: str, shape: tuple[int, ...], dtype: str, depth: int, checkpointed: bool) -> tuple[int, int, float]:
+    """(saved, statistics, peak) in bytes: what PyTorch's graph keeps beside parameters and the batch, its statistics in
+    float32 apart, and the most live in a step, by its MemTracker. NaN: not known.
+    """
+    record, rows = torch_twin.profile(twin(name, shape, dtype, depth, checkpointed), name, "")
+    mine = [r for r in rows if r.category in ("intermediate", "output")]
+    statistics = [r for r in mine if _is_statistic(r)]
+    saved = sum(r.charged_bytes for r in mine) - sum(r.charged_bytes for r in statistics)
+    # The fused op is composed here, and its temporaries are not the kernel's.
+    peak = math.nan if name == "RMSNorm" else record.mem_tracker_peak_bytes
+    wide = 4 * sum(r.logical_bytes // getattr(torch, r.dtype).itemsize for r in statistics if r.charged_bytes)
+    return saved, wide, peak
+
+
+def _is_statistic(row: SavedRow) -> bool:
+    if row.op == "FusedRmsNorm":
+        return row.shape.endswith("x1")
+    return row.op in ("NativeLayerNorm", "NativeBatchNorm") and row.argument in ("result1", "result2")
 
 
 def fused_attention_change(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:

@@ -40,6 +40,7 @@ def programs() -> Iterator[Program]:
     yield from rows()
     yield from products()
     yield from made()
+    yield from fusions()
     yield from wide()
 
 
@@ -293,6 +294,31 @@ def made() -> Iterator[Program]:
     yield Program("training float32", lambda: model(tgrad.float32))
     yield Program("training bfloat16", lambda: model(tgrad.bfloat16), full=True)
     yield Program("second derivative", again, full=True)
+
+
+def fusions() -> Iterator[Program]:
+    """Fused functions, and activations folded into products."""
+    import tgrad
+    import tgrad.nn.functional as F
+    from tgrad.ops import pointwise as p
+    from tgrad.ops.matmul import activated_op
+
+    swiglu = tgrad.fuse(lambda x, gate: F.silu(gate) * x)
+    gates = tgrad.fuse(lambda a, b, c, d: (tgrad.tanh(a + b) * tgrad.sigmoid(c + d), (a > 0) + (b > 0)))
+    loss = tgrad.fuse(lambda x, y, b: F.mse_loss(F.gelu(x * 0.5) + b, y))
+
+    def folded(dtype: Any, *rows: Any) -> None:
+        for row in rows:
+            for m in (1024, 16):
+                activated_op(row, ())(*[pretended(s, dtype) for s in ((m, 512), (1024, 512), (1024,))])
+
+    dense = lambda n: [pretended((N,), tgrad.bfloat16).requires_grad_() for _ in range(n)]
+    broadcast = lambda: [pretended(s, tgrad.float32).requires_grad_() for s in ((512, 256), (512, 256), (256,))]
+    yield Program("fused swiglu", lambda: backward(swiglu(*dense(2))), ("dense", "bfloat16"))
+    yield Program("fused gates", lambda: backward(gates(*dense(4))[0]), full=True)
+    yield Program("fused loss", lambda: backward(loss(*broadcast())))
+    yield Program("linear gelu bfloat16", lambda: folded(tgrad.bfloat16, p.gelu), ("product", "bfloat16"))
+    yield Program("linear tanh float32", lambda: folded(tgrad.float32, p.relu, p.tanh), ("product", "float32"), True)
 
 
 def wide() -> Iterator[Program]:

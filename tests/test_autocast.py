@@ -28,6 +28,7 @@ FULL = {
     "pow": lambda x: x**2, "sum": lambda x: x.sum(), "layer_norm": lambda x: F.layer_norm(x, (4,)),
     "mse_loss": lambda x: F.mse_loss(x, x), "l1_loss": lambda x: F.l1_loss(x, x),
     "cross_entropy": lambda x: F.cross_entropy(x, T.zeros(4, dtype=T.int64)),
+    "linear_cross_entropy": lambda x: F.linear_cross_entropy(x, x, T.zeros(4, dtype=T.int64)),
     "smoothed": lambda x: F.cross_entropy(x, T.zeros(4, dtype=T.int64), label_smoothing=0.1),
     "bce": lambda x: F.binary_cross_entropy_with_logits(x, x), "cosine": lambda x: F.cosine_similarity(x, x),
     "nll": lambda x: F.nll_loss(x, T.zeros(4, dtype=T.int64)), "group_norm": lambda x: F.group_norm(x, 2),

@@ -13,7 +13,7 @@ from tests.compare import TORCH, assert_close, assert_same, random
 from tests.samples import SAMPLES
 from tgrad import updates
 from tgrad.device import compute
-from tgrad.kernels import creation, indexing, matmul, pointwise, reduce, scan, softmax, sort
+from tgrad.kernels import creation, indexing, linear_cross_entropy, matmul, pointwise, reduce, scan, softmax, sort
 from tgrad.kernels.matmul_tiles import Choice, Tile
 from tgrad.op import forget_plans
 from tgrad.ops import pointwise as p, views
@@ -85,6 +85,7 @@ def small_tiles():
         small = Tile(8, 8, 8, 4, 1, False, 1.0)
         patch.setattr(matmul, "choose", lambda m, n, k, **given: Choice(small, 2 if k > 8 else 1))
         patch.setattr(softmax, "tile", lambda m, n: (2, 4))
+        patch.setattr(linear_cross_entropy, "tile", lambda m, n: (2, 4))
         patch.setattr(scan, "tile", lambda m, n: (2, 4))
         patch.setattr(indexing, "tile", lambda n, widest: 16)
         patch.setattr(sort, "tile", lambda n: (16, 4, 2))

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT_TORCH = {
     "tgrad.storage", "tgrad.device", "tgrad.torch_memory", "tgrad.torch_bridge", "tgrad.torch_twins",
     "tgrad.torch_data",
-    "tgrad.profiler.torch_twin", "tgrad.profiler.torch_models",
+    "tgrad.profiler.torch_twin", "tgrad.profiler.torch_models", "tgrad.profiler.torch_blocks",
 }  # fmt: skip
 KERNELS_MAY_IMPORT = {"triton", "numpy", "__future__", *sys.stdlib_module_names}
 LONGEST = 450

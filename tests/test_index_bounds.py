@@ -52,6 +52,9 @@ OPS = {
     "cross_entropy": (lambda i: F.cross_entropy(table(3, 3), i), "cross_entropy", False),
     "cross_entropy weighted": (lambda i: F.cross_entropy(table(3, 3), i, table(3)), "nll_loss", False),
     "nll_loss": (lambda i: F.nll_loss(table(3, 3), i), "nll_loss", False),
+    "linear_cross_entropy": (
+        lambda i: F.linear_cross_entropy(table(3, 2), table(3, 2), i), "linear_cross_entropy", False,
+    ),
 }  # fmt: skip
 
 
@@ -74,7 +77,7 @@ def test_checked_ops_say_which_index_and_where(name, nobody_looks):
 
 
 @pytest.mark.parametrize("name", ["gather", "index_select", "getitem 3", "embedding", "cross_entropy", "nll_loss",
-                                  "cross_entropy weighted", "take"])  # fmt: skip
+                                  "cross_entropy weighted", "linear_cross_entropy", "take"])  # fmt: skip
 def test_what_nobody_checked_is_nan(name, nobody_looks):
     assert math.isnan(OPS[name][0](bad()).sum().item()) and not math.isnan(OPS[name][0](bad(1)).sum().item())
 

@@ -53,8 +53,13 @@ CHAINS = {
     "linear, dropout, norm": (
         chain(lambda: nn.Linear(E, E), lambda: nn.Dropout(0.1), lambda: nn.LayerNorm(E)), L, 2 * U + STATS,
     ),
-    "wide": (chain(lambda: nn.Linear(E, 3 * E), nn.SiLU, lambda: nn.Linear(3 * E, E)), L, 6 * U),
-    "residual": (chain(Residual), L, U + 8 * U),  # the stream, the hidden layer before and after
+    "wide": (chain(lambda: nn.Linear(E, 3 * E), nn.Softplus, lambda: nn.Linear(3 * E, E)), L, 6 * U),
+    # Of a Linear and an activation that are one product the result of the first is never stored.
+    "wide, folded": (chain(lambda: nn.Linear(E, 3 * E), nn.SiLU, lambda: nn.Linear(3 * E, E)), L, 4 * U),
+    "folded, norm": (
+        chain(lambda: nn.Linear(E, E), nn.ReLU, lambda: nn.LayerNorm(E), nn.Softplus), L, 2 * U + STATS,
+    ),
+    "residual": (chain(Residual), L, U + 5 * U),  # the stream, the hidden layer, and what is made of it
     # The layer's input, the stream, and the hidden layer, which the activation writes over, with what it is made from
     # or what is made of it.
     "encoder, feedforward": (encoder(1, norm_first=True), L, 3 * U + 4 * U),

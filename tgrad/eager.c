@@ -17,7 +17,7 @@ static int slow;
 
 static Py_ssize_t t_layout, t_storage, t_ptr, t_version, t_requires, t_node, t_grad, t_alias, t_hooks;
 static Py_ssize_t a_ptr, a_nbytes, a_device, a_free, a_block, a_buffer;
-static Py_ssize_t v_value, f_device, l_free, l_allocation, b_live, b_peak, b_allocations, b_listeners;
+static Py_ssize_t v_value, f_device, l_free, l_allocation, l_contiguous, b_live, b_peak, b_allocations, b_listeners;
 
 static inline void put(PyObject *object, Py_ssize_t offset, PyObject *value) {
   SLOT(object, offset) = Py_NewRef(value); /* the slot is empty */
@@ -106,9 +106,9 @@ static PyObject *release(PyObject *module, PyObject *self) {
 
 static PyTypeObject *node_type, *saved_type, *rule_type;
 static PyObject *record_otherwise, *graph, *saver, *itself, *next_key, *on_save, *find_origin;
-static Py_ssize_t r_wanted, r_saves, r_numbers, r_edged, r_big, r_large;
+static Py_ssize_t r_wanted, r_saves, r_numbers, r_edged, r_big, r_large, r_source, r_signs;
 static Py_ssize_t s_storage, s_layout, s_ptr, s_version, s_expected, s_edge, s_name;
-static Py_ssize_t n_rule, n_edges, n_saved, n_numbers, n_layout, n_key, n_undecided;
+static Py_ssize_t n_rule, n_edges, n_saved, n_numbers, n_layout, n_key, n_undecided, n_intact;
 static Py_ssize_t n_none[8]; /* origin, hooks, retains, prehooks, posthooks, metadata_, recipe, lent */
 
 static inline PyObject *item(PyObject *sequence, Py_ssize_t i) { /* of a tuple or list, borrowed */
@@ -120,16 +120,64 @@ static inline int listening(PyObject *name) {
   return listener != Py_None;
 }
 
+/* Whether a node keeps its own result as it is: `own` in graph.py. */
+static int keeps_result(PyObject *maker) {
+  PyObject *saved = SLOT(maker, n_saved);
+  if (!saved || saved == Py_None) return 0;
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(saved); k++) {
+    PyObject *s = PyTuple_GET_ITEM(saved, k);
+    if (Py_TYPE(s) == saved_type && SLOT(s, s_edge) == itself) return 1;
+  }
+  return 0;
+}
+
+static int saves(PyObject *rule, Py_ssize_t input) {
+  PyObject *pairs = SLOT(rule, r_saves);
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(pairs); k++)
+    if (PyLong_AsSsize_t(PyTuple_GET_ITEM(PyTuple_GET_ITEM(pairs, k), 0)) == input) return 1;
+  return 0;
+}
+
+/* Whether it is clear that there is no recipe for what a rule saves, nor for its result, and what becomes of a relu
+ * before it: see recompute.py and signs.py, which do the rest. Anything unusual is not clear. */
+static int without_recipe(PyObject *rule, PyObject *inputs, PyObject *out) {
+  if (SLOT(rule, r_big) == Py_False && SLOT(rule, r_large) == Py_False && SLOT(rule, r_edged) == Py_False) return 1;
+  if (SLOT(rule, r_signs) == Py_True && SLOT(SLOT(out, t_layout), l_contiguous) != Py_True) return 0;
+  Py_ssize_t n = Py_SIZE(inputs);
+  PyObject *kept = SLOT(rule, r_saves), *wanted = SLOT(rule, r_wanted);
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(kept); k++) {
+    Py_ssize_t i = PyLong_AsSsize_t(PyTuple_GET_ITEM(PyTuple_GET_ITEM(kept, k), 0));
+    if (i >= n) continue;
+    PyObject *maker = SLOT(item(inputs, i), t_node);
+    if (maker == Py_None) continue;
+    PyObject *made_by = SLOT(maker, n_rule);
+    if (!PyObject_TypeCheck(made_by, rule_type)) return 0;
+    if (SLOT(made_by, r_source) != Py_None && !keeps_result(maker)) return 0;
+  }
+  int edged = SLOT(rule, r_edged) == Py_True;
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(wanted); k++) {
+    Py_ssize_t i = PyLong_AsSsize_t(PyTuple_GET_ITEM(wanted, k));
+    PyObject *maker = SLOT(item(inputs, i), t_node);
+    if (edged && maker == Py_None) return 0; /* a leaf: the result can be made of it again */
+    if (maker == Py_None) continue;
+    PyObject *made_by = SLOT(maker, n_rule);
+    if (!PyObject_TypeCheck(made_by, rule_type)) return 0;
+    if (edged && (SLOT(made_by, r_source) != Py_None || keeps_result(maker))) return 0;
+    if (SLOT(maker, n_undecided) != Py_False && !(SLOT(made_by, r_signs) == Py_True && saves(rule, i))) return 0;
+  }
+  return 1;
+}
+
 /* Whether the C form may do it all: nobody listens, and things are kept as they are. -1: an error. */
-static int plain(PyObject *rule) {
-  if (!PyObject_TypeCheck(rule, rule_type) || SLOT(rule, r_edged) != Py_False) return 0;
+static int plain(PyObject *rule, PyObject *inputs, PyObject *out) {
+  if (!PyObject_TypeCheck(rule, rule_type)) return 0;
   if (listening(on_save) || listening(find_origin)) return 0;
   PyObject *how;
   if (PyContextVar_Get(saver, NULL, &how)) return -1;
   int keep = how == (PyObject *)saved_type;
-  int lean = how == Py_None && SLOT(rule, r_big) == Py_False && SLOT(rule, r_large) == Py_False;
+  int lean = how == Py_None && without_recipe(rule, inputs, out);
   Py_XDECREF(how);
-  return keep || lean;
+  return keep ? 1 : lean ? 2 : 0;
 }
 
 static PyObject *save(PyObject *t, PyObject *name, int own) {
@@ -151,7 +199,7 @@ static PyObject *record(PyObject *module, PyObject *const *args, Py_ssize_t coun
   PyObject *out = args[0], *rule = args[1], *inputs = args[2], *outs = args[3];
   int sequences = (PyTuple_CheckExact(inputs) || PyList_CheckExact(inputs)) &&
                   (PyTuple_CheckExact(outs) || PyList_CheckExact(outs));
-  int quick = sequences ? plain(rule) : 0;
+  int quick = sequences ? plain(rule, inputs, out) : 0;
   if (quick < 0) return NULL;
   if (!quick) return PyObject_Vectorcall(record_otherwise, args, count, NULL);
   PyObject *wanted = SLOT(rule, r_wanted), *saves = SLOT(rule, r_saves), *numbered = SLOT(rule, r_numbers);
@@ -163,6 +211,8 @@ static PyObject *record(PyObject *module, PyObject *const *args, Py_ssize_t coun
     PyObject *input = item(inputs, PyLong_AsSsize_t(PyTuple_GET_ITEM(wanted, k)));
     PyObject *maker = SLOT(input, t_node);
     PyTuple_SET_ITEM(edges, k, Py_NewRef(maker != Py_None ? maker : input));
+    if (quick == 2 && maker != Py_None && SLOT(maker, n_undecided) != Py_False)
+      replace(maker, n_undecided, Py_NewRef(Py_False)); /* a relu, whose result this node keeps */
   }
   for (Py_ssize_t k = 0; k < n_saves; k++) {
     PyObject *pair = PyTuple_GET_ITEM(saves, k);
@@ -185,7 +235,8 @@ static PyObject *record(PyObject *module, PyObject *const *args, Py_ssize_t coun
   SLOT(node, n_numbers) = numbers;
   put(node, n_layout, SLOT(out, t_layout));
   SLOT(node, n_key) = key;
-  put(node, n_undecided, Py_False);
+  put(node, n_undecided, quick == 2 && SLOT(rule, r_signs) == Py_True && SLOT(rule, r_big) == Py_True ? Py_True : Py_False);
+  put(node, n_intact, Py_False); /* where it matters, a maker's result cannot be made again anyway */
   for (size_t k = 0; k < sizeof n_none / sizeof *n_none; k++) put(node, n_none[k], Py_None);
   replace(out, t_node, node);
   replace(out, t_requires, Py_NewRef(Py_True));
@@ -316,7 +367,7 @@ static PyObject *setup(PyObject *module, PyObject *args) {
     {&a_ptr, allocation, "ptr"}, {&a_nbytes, allocation, "nbytes"}, {&a_device, allocation, "device"},
     {&a_free, allocation, "free"}, {&a_block, allocation, "block"}, {&a_buffer, allocation, "_buffer"},
     {&v_value, version, "value"}, {&f_device, list, "device"}, {&l_free, layout, "free"},
-    {&l_allocation, layout, "allocation"}, {&b_live, (PyObject *)Py_TYPE(ledger), "live_bytes"},
+    {&l_allocation, layout, "allocation"}, {&l_contiguous, layout, "contiguous"}, {&b_live, (PyObject *)Py_TYPE(ledger), "live_bytes"},
     {&b_peak, (PyObject *)Py_TYPE(ledger), "peak_bytes"}, {&b_allocations, (PyObject *)Py_TYPE(ledger), "allocations"},
     {&b_listeners, (PyObject *)Py_TYPE(ledger), "listeners"},
   };
@@ -339,11 +390,12 @@ static PyObject *setup_record(PyObject *module, PyObject *args) {
     return NULL;
   struct { Py_ssize_t *at; PyObject *type; const char *name; } wanted[] = {
     {&r_wanted, rule, "wanted"}, {&r_saves, rule, "saves"}, {&r_numbers, rule, "numbers"}, {&r_edged, rule, "edged"},
-    {&r_big, rule, "big"}, {&r_large, rule, "large"}, {&s_storage, saved, "storage"}, {&s_layout, saved, "layout"},
+    {&r_big, rule, "big"}, {&r_large, rule, "large"},
+    {&r_source, rule, "source"}, {&r_signs, rule, "signs"}, {&s_storage, saved, "storage"}, {&s_layout, saved, "layout"},
     {&s_ptr, saved, "ptr"}, {&s_version, saved, "version"}, {&s_expected, saved, "expected"}, {&s_edge, saved, "edge"},
     {&s_name, saved, "name"}, {&n_rule, node, "rule"}, {&n_edges, node, "edges"}, {&n_saved, node, "saved"},
     {&n_numbers, node, "numbers"}, {&n_layout, node, "layout"}, {&n_key, node, "key"},
-    {&n_undecided, node, "undecided"}, {&n_none[0], node, "origin"}, {&n_none[1], node, "hooks"},
+    {&n_undecided, node, "undecided"}, {&n_intact, node, "intact"}, {&n_none[0], node, "origin"}, {&n_none[1], node, "hooks"},
     {&n_none[2], node, "retains"}, {&n_none[3], node, "prehooks"}, {&n_none[4], node, "posthooks"},
     {&n_none[5], node, "metadata_"}, {&n_none[6], node, "recipe"}, {&n_none[7], node, "lent"},
   };

@@ -77,8 +77,8 @@ class Saved:
 
     __slots__ = ("storage", "layout", "ptr", "version", "expected", "edge", "name")
 
-    def __init__(self, t: Tensor, name: str, own: bool) -> None:
-        """`own`: t is the result of the node that saves it. (Auxiliary results have no history.)"""
+    def __init__(self, t: Tensor, name: str, own: bool, node: Node | None = None) -> None:
+        """`own`: t is the result of `node`, which saves it. (Auxiliary results have no history.)"""
         if t.version is None:
             raise unsaveable()
         self.storage: Allocation | None = t.storage
@@ -337,7 +337,7 @@ def written(t: Tensor, op: str) -> None:
 def save(t: Tensor, name: str, own: bool, node: Node | None = None) -> Saved:
     """Keep t for backward: through the innermost pack hook if there is one, else by the policy in force."""
     keep = saver.get()
-    saved = lean(t, name, own, node) if keep is None else keep(t, name, own)
+    saved = (keep or lean)(t, name, own, node)
     if on_save is not None:
         on_save(saved)
     return saved
@@ -348,7 +348,7 @@ def choose_saver() -> None:
     saver.set(_pack if pack_hooks.get() else Saved if policy.get() == "keep" else None)
 
 
-def _pack(t: Tensor, name: str, own: bool) -> Saved:
+def _pack(t: Tensor, name: str, own: bool, node: Node | None) -> Saved:
     return Packed(t, name, own, pack_hooks.get()[-1])
 
 
@@ -376,13 +376,9 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
         node.saved = ()
     else:
         n = len(args)
-        keep = saver.get()
-        if on_save is None and (keep is not None or not rule.large):
-            keep = keep or Saved
-            node.saved = tuple([keep(args[i] if i < n else outs[i - n], name, i == n) for i, name in rule.saves])
-        else:
-            node.saved = None
-            node.saved = tuple([save(args[i] if i < n else outs[i - n], name, i == n, node) for i, name in rule.saves])
+        how = save if on_save is not None else saver.get() or (lean if rule.large else Saved)
+        node.saved = None
+        node.saved = tuple([how(args[i] if i < n else outs[i - n], name, i == n, node) for i, name in rule.saves])
     node.undecided = rule.big and saver.get() is None and decide(node, args)
     out.node = node
     out._requires_grad = True

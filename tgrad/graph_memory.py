@@ -1,4 +1,4 @@
-"""What a CUDA graph holds on to: memory of its own, memory of others that it reads, numbers that change by the replay."""
+"""What a CUDA graph holds on to: its own memory, others' that it reads, and numbers that change by the replay."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Place:
 
     def set_integers(self, first: int, second: int) -> None:
         """Both, for the next `put`."""
-        (ctypes.c_int64 * 2).from_buffer(self._words)[:] = (first, second)
+        (ctypes.c_int64 * 2).from_buffer(self._words)[:] = [first, second]
 
     def set_float(self, value: float, kind: dtype) -> None:
         """A float of type `kind`, float32 or float64, for the next `put`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from tgrad import autocasting, dispatch, dtypes, graph, modes, random
 from tgrad.capture import Run, blame
 from tgrad.device import compute
-from tgrad.kernels import cuda_graph
+from tgrad.kernels import cuda_graph, launch
 from tgrad.layout import layout, may_overlap_itself
 from tgrad.ops.matmul import get_float32_matmul_precision
 from tgrad.replay import Later, Mismatch, Refused, Step, copy, settle
@@ -55,7 +56,8 @@ class Graphed:
             self._signatures.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.reason is not None or dispatch.observer is not None or random.in_memory is not None:
+        watched = dispatch.observer is not None or launch._listener is not None
+        if self.reason is not None or watched or random.in_memory is not None:
             result = _detached(self._function(*args, **kwargs))[0]
         else:
             with _one:
@@ -89,6 +91,8 @@ class Graphed:
             with Run(rehearsal=True).hooked():
                 return _detached(self._function(*args, **kwargs))[0]
         wrong = next(filter(None, map(_unfit, given)), None)
+        if gc.get_freeze_count():
+            wrong = "gc.freeze() was called: what a failed capture has to put back could not be found"
         if wrong is not None:
             return self._eagerly(args, kwargs, wrong)
         if self.graphs >= MOST:
@@ -113,23 +117,22 @@ class Graphed:
             finally:
                 autocasting._state.reset(token)
 
+        reason = None
         try:
             step = Step(run, inputs, snapshot)
-        except Later:
+        except BaseException as error:
             snapshot.restore()
-            signature.warm = self._warmup - 1
-        except Exception as error:
-            snapshot.restore()
-            reason = str(error) if isinstance(error, Refused) else f"the capture failed: {blame(error)}"
-            del error
-            return self._eagerly(args, kwargs, reason)
-        except BaseException:
-            snapshot.restore()
-            raise
+            if not isinstance(error, Exception):
+                raise
+            if not isinstance(error, Later):
+                reason = str(error) if isinstance(error, Refused) else f"the capture failed: {blame(error)}"
         else:
             signature.steps.append(step)
             signature.warm = self._warmup - 1  # a call that the graph does not fit is rehearsed, and the next captured
             return step.result
+        if reason is not None:
+            return self._eagerly(args, kwargs, reason)
+        signature.warm = self._warmup - 1
         return _detached(self._function(*args, **kwargs))[0]
 
     def _eagerly(self, args: tuple, kwargs: dict[str, Any], reason: str) -> Any:
@@ -222,17 +225,18 @@ def _fill(tree: Any, tensors: Any) -> Any:
 def _detached(result: Any) -> tuple[Any, list[Tensor]]:
     """A result without history, and its tensors."""
     found: list[Tensor] = []
-    _spec_of_result(result, found)
+    _gather(result, found)
     bare = [t.detach() if t._requires_grad else t for t in found]
     return (_fill(result, iter(bare)) if bare else result), bare
 
 
-def _spec_of_result(tree: Any, found: list[Tensor]) -> None:
+def _gather(tree: Any, found: list[Tensor]) -> None:
+    """Add the tensors of a tree to a list, in the order in which `_fill` takes them."""
     if isinstance(tree, Tensor):
         found.append(tree)
     elif isinstance(tree, (dict, tuple, list)):
         for part in tree.values() if isinstance(tree, dict) else tree:
-            _spec_of_result(part, found)
+            _gather(part, found)
 
 
 def _unfit(t: Tensor) -> str | None:

@@ -38,11 +38,14 @@ class Recipe:
         plan: of its op; all its results are made, the first is meant.
         tensors: for each tensor operand, memory and address, or a recipe and an offset.
         key: falls with time, as of nodes: memory written after it is not what the recipe read.
+        length: how many kernels it runs.
         borrowed: bytes of the memory it reads, leaves apart.
         users: saved tensors that have not been asked for: the result is kept for them once it is made.
     """
 
-    __slots__ = ("name", "plan", "tensors", "numbers", "key", "users", "borrowed", "result", "settled", "__weakref__")
+    __slots__ = (
+        "name", "plan", "tensors", "numbers", "key", "users", "length", "borrowed", "result", "settled", "__weakref__",
+    )  # fmt: skip
 
     def __init__(self, name: str, plan: Plan, tensors: tuple[tuple[Any, int], ...], numbers: tuple) -> None:
         self.name, self.plan, self.tensors, self.numbers = name, plan, tensors, numbers
@@ -50,18 +53,17 @@ class Recipe:
         self.users = self.borrowed = 0
         self.result: Tensor | None = None
         self.settled = False
+        self.length = 1
         me = weakref.ref(self)
         for memory, _ in tensors:
-            if not isinstance(memory, Recipe):
+            if memory.__class__ is Recipe:
+                self.length += memory.length
+            else:
                 readers(memory).append(me)
 
     def __repr__(self) -> str:
         inner = [repr(memory) for memory, _ in self.tensors if isinstance(memory, Recipe)]
         return f"{self.name}({', '.join(inner)})" if inner else self.name
-
-    def length(self) -> int:
-        """How many kernels it runs."""
-        return 1 + sum(memory.length() for memory, _ in self.tensors if isinstance(memory, Recipe))
 
     def run(self) -> Tensor:
         """The result, made anew if it is not at hand.
@@ -205,13 +207,17 @@ def _place_of(node: Node, saved: tuple[Saved, ...]) -> Place | None:
         memory, at = tensors[0]
         return memory, at + plan.offset
     recipe = Recipe(rule.op.name, plan, tuple(tensors), tuple(numbers))
-    if recipe.length() > LONGEST:
+    if recipe.length > LONGEST:
         return None
     node.recipe = reference = weakref.ref(recipe)
     for lender, memory in lenders:
-        lender.lent = [*(lender.lent or ()), reference]
+        if lender.lent is None:
+            lender.lent = []
+        lender.lent.append(reference)
         recipe.borrowed += memory.nbytes
-    recipe.borrowed += sum(memory.borrowed for memory, _ in tensors if isinstance(memory, Recipe))
+    for memory, _ in tensors:
+        if memory.__class__ is Recipe:
+            recipe.borrowed += memory.borrowed
     return recipe, 0
 
 
@@ -265,16 +271,20 @@ def lean(t: Tensor, name: str, own: bool, node: Node | None = None) -> Saved:
     Args:
         node: that saves it, complete but for `saved`.
     """
-    if t.layout.nbytes >= graph.SMALLEST_RECIPE and t.version is not None:
+    maker = node if own else t.node
+    if maker is not None and t.layout.nbytes >= graph.SMALLEST_RECIPE and t.version is not None:
         place = None
         if own:
-            if node is not None and node.rule.edged:
-                place = _place_of(node, ())
-        elif t.node is not None and as_made(t):
-            graph.restore(t)
-            saves_itself = any(s.edge is graph._ITSELF and s.storage is t.storage for s in t.node.saved or ())
-            place = None if saves_itself else place_of(t.node)
-        if place is not None and isinstance(place[0], Recipe):
+            if maker.rule.edged:
+                place = _place_of(maker, ())
+        elif maker.rule.source is not None and as_made(t):
+            if maker.rule.signs:
+                graph.restore(t)
+            place = place_of(maker)
+            for s in maker.saved or ():
+                if s.edge is graph._ITSELF and s.storage is t.storage:
+                    place = None  # it is kept anyway
+        if place is not None and place[0].__class__ is Recipe:
             return Recomputed(t, name, own, place)
     return Saved(t, name, own)
 

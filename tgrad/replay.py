@@ -64,7 +64,9 @@ class Step:
         Exception: what the function raises.
     """
 
-    def __init__(self, function: Callable[[Sequence[Tensor]], Any], inputs: Sequence[Tensor], snapshot: Snapshot) -> None:
+    def __init__(
+        self, function: Callable[[Sequence[Tensor]], Any], inputs: Sequence[Tensor], snapshot: Snapshot
+    ) -> None:
         """Capture function(inputs), whose result is (what to return, the tensors in it), and run it.
 
         On an error the engine's state is to be put back by the snapshot, which was taken before.
@@ -124,7 +126,8 @@ class Step:
         mine = {id(leaf.tensor) for leaf in self.leaves}
         self.frozen: list[tuple[weakref.ref[Optimizer], list[dict[str, Any]]]] = [
             (weakref.ref(o), options(o)) for o in snapshot.optimizers
-            if id(o) not in done and not numbered(o) and any(id(p) in mine for g in o.param_groups for p in g["params"])
+            if id(o) not in done and not (numbered(o) and type(o).step is Optimizer.step)
+            and any(id(p) in mine for g in o.param_groups for p in g["params"])
         ]  # fmt: skip
 
     def fits(self) -> bool:
@@ -159,8 +162,12 @@ class Step:
             with generator._lock:
                 stream.place.set_integers(generator._seed, generator._offset)
                 generator._offset += stream.drawn
+        key = graph.next_key()
         for t, _, _ in self.written:
-            graph.announce_write(t)
+            if graph.before_write is not None or getattr(t.storage, "readers", None):
+                graph.announce_write(t)
+            else:
+                t.storage.changed = key
         self.run.table.put()
         self.graph.launch()
         for _, version, delta in self.written:

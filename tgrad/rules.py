@@ -57,9 +57,10 @@ class Rule:
         source: where a recipe of the result finds its operands: (SAVED, NUMBER or EDGE, index) for each; None if there
             is none.
         edged: whether some of them are found behind edges.
+        signs: whether its op is relu or the like, which may keep bits (signs.py).
     """
 
-    __slots__ = ("op", "wanted", "saves", "numbers", "big", "large", "plan", "source", "edged")
+    __slots__ = ("op", "wanted", "saves", "numbers", "big", "large", "plan", "source", "edged", "signs")
 
     plan: Plan
 
@@ -72,6 +73,7 @@ class Rule:
         self.big = self.large = True
         self.source: tuple[tuple[int, int], ...] | None = None
         self.edged = False
+        self.signs = bool(getattr(op, "sign", False))
 
     def find_source(self, absent: Sequence[bool]) -> None:
         """Say where a recipe finds the operands, `absent[i]` being None; there is none if one is neither kept nor

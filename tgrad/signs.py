@@ -50,6 +50,8 @@ def _observed(name: str, run: Any) -> None:
 def decide(node: Node, args: Any) -> bool:
     """Look, as `node` is recorded, at the relus before it; returns whether one is still to be decided behind it."""
     rule, undecided = node.rule, False
+    if not rule.signs and not any(e.__class__ is Node and e.undecided for e in node.edges):
+        return False
     for i, edge in zip(rule.wanted, node.edges, strict=True):
         if not isinstance(edge, Node) or not edge.undecided:
             continue
@@ -61,7 +63,7 @@ def decide(node: Node, args: Any) -> bool:
         else:
             _settle(edge, saved)
     own = (node.saved or (None,))[0]
-    if getattr(rule.op, "sign", False) and type(own) is Saved and is_gapless(own.layout):
+    if rule.signs and type(own) is Saved and is_gapless(own.layout):
         undecided = True
     return undecided
 

@@ -189,7 +189,8 @@ class Allocation:
 
     def _refuse_copy(self, source: Allocation) -> None:
         if refuse is not None and (self.device is compute or source.device is compute):
-            refuse("copies memory without a kernel" if self.device is source.device else "moves a tensor between devices")
+            alike = self.device is source.device
+            refuse("copies memory without a kernel" if alike else "moves a tensor between devices")
 
 
 class Storage(Allocation):
@@ -222,6 +223,21 @@ def enter(storage: Allocation, nbytes: int) -> None:
     if ledger.listeners:
         for listener in ledger.listeners:
             listener.allocated(storage)
+
+
+def workspace(nbytes: int) -> Allocation:
+    """Memory on the compute device for as long as an op runs: from a free list where there is one."""
+    free = None if allocator is not None else free_list(nbytes, compute)
+    if free is None:
+        return Storage(nbytes, compute)
+    storage = Allocation()
+    try:
+        block = free.pop()
+    except IndexError:
+        block = free.grow()
+    storage.ptr, storage.block, storage.free, storage.device, storage._buffer = block[0], block, free, compute, None
+    enter(storage, nbytes)
+    return storage
 
 
 next_id = itertools.count(1).__next__

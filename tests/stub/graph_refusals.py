@@ -1,4 +1,4 @@
-"""Steps that cannot be captured: they run as without a graph, and one warning says why. For the GPU, and for graphs.py."""
+"""Steps that cannot be captured: they run as without one, and a warning says why. For the GPU, and for graphs.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tests.stub.graph_steps import STEPS, Training, falls_back
+from tests.stub.graph_steps import STEPS, WARMUP, Training, falls_back
 
 CASES: dict[str, Callable[[], None]] = {}
 
@@ -155,14 +155,14 @@ def errors_of_the_function() -> None:
     def history(graphed: bool) -> list[Any]:
         t = Training()
         one = make(t)
-        one = tgrad.cuda.graphed(one) if graphed else one
+        one = tgrad.cuda.graphed(one, WARMUP) if graphed else one
         found = []
         for i in range(STEPS):
-            fail[0] = i == 3  # the first call that captures
+            fail[0] = i == WARMUP  # the first call that captures
             try:
                 one(t.inputs[i], t.targets[i])
             except ValueError:
-                assert i == 3
+                assert i == WARMUP
             found.append(t.state())
         if graphed:
             assert one.graphs == 1 and one.reason is None

@@ -7,6 +7,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tgrad.modes import current
+from tgrad.nn.folded_activation import ACTIVATIONS, FROM_RESULT, folded
+from tgrad.nn.linear import Linear
 from tgrad.nn.module import Module, indent
 
 
@@ -71,6 +74,10 @@ class _Numbered(Module):
 class Sequential(_Numbered):
     """Runs modules one after another.
 
+    A Linear and the ReLU, LeakyReLU, ELU, SiLU, GELU, Tanh or Sigmoid after it run as one kernel, with the same bits,
+    where no hook on either, profiler, anomaly mode or hook on saved tensors would see the difference; in grad mode,
+    with ReLU, Tanh and Sigmoid alone.
+
     Args:
         args: modules, or one OrderedDict of modules by name.
     """
@@ -82,9 +89,22 @@ class Sequential(_Numbered):
             self.add_module(str(name) if isinstance(name, int) else name, module)
 
     def forward(self, input: Any) -> Any:
+        foldable = FROM_RESULT if current().record else ACTIVATIONS
+        linear: Any = None  # that waits for what comes after it
         for module in self._modules.values():
-            input = module(input)
-        return input
+            if linear is not None:
+                result = folded(linear, module, input) if module.__class__ in foldable else None
+                if result is None:
+                    input = linear(input)
+                else:
+                    input, linear, result = result, None, None  # no name but `input` holds it
+                    continue
+                linear = None
+            if module.__class__ is Linear:
+                linear = module
+            else:
+                input = module(input)
+        return input if linear is None else linear(input)
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):

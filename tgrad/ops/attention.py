@@ -18,7 +18,7 @@ from tgrad.ops.creation import dropout
 from tgrad.ops.matmul import bmm_op, matmul, product_launch
 from tgrad.ops.softmax import softmax
 from tgrad.ops.views import COPY, transpose
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 INFINITY = float("inf")
@@ -51,7 +51,7 @@ def _build_weigh(weights: Tensor, value: Tensor) -> tuple[list[Layout], Launch]:
     )
 
     def launch(to: int, source: int, values: int) -> None:
-        scratch = Storage(narrow.nbytes, compute)
+        scratch = workspace(narrow.nbytes)
         cast(scratch.ptr, source)
         product(to, scratch.ptr, values)
 

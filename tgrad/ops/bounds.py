@@ -17,7 +17,7 @@ from tgrad.device import compute
 from tgrad.kernels.indexing import NOWHERE, prepare_first_outside
 from tgrad.kernels.launch import INTERPRET
 from tgrad.layout import collapse
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 # Whether the values of an index are at hand on the host, without waiting.
@@ -103,7 +103,7 @@ def _on_device(index: Tensor, low: int, size: int, ignored: int | None) -> int:
     shape, (strides,) = collapse(tuple(index.shape), [index.layout.strides])
     wide = max(index.layout.extent, index.numel()) >= 2**31
     launch = prepare_first_outside(index.dtype.triton, shape or (1,), strides or (0,), wide=wide)
-    word = Storage(8, compute)
+    word = workspace(8)
     word.write(np.array([NOWHERE], np.int64))
     launch(word.ptr, index.ptr, low, size, low if ignored is None else ignored)
     return int(np.frombuffer(word.host_bytes(0, 8).tobytes(), np.int64)[0])

@@ -17,7 +17,7 @@ from tgrad.ops import pointwise as p
 from tgrad.ops.creation import arange
 from tgrad.ops.reduce import _back, amax_op, amin_op, reduced_shape
 from tgrad.ops.views import reshape
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 
@@ -64,7 +64,7 @@ def _build(kind: str) -> Any:
         )  # fmt: skip
 
         def launch(to: int, at: int, source: int) -> None:
-            partial, places = (Storage(pieces * m * size, compute) for size in (x_itemsize, 8))
+            partial, places = (workspace(pieces * m * size) for size in (x_itemsize, 8))
             first(partial.ptr, places.ptr, source)
             second(to, at, partial.ptr, places.ptr)
 

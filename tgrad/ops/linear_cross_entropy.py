@@ -25,7 +25,7 @@ from tgrad.ops.matmul import bias_program, linear_op, mm_op, product_launch
 from tgrad.ops.reduce import COPY, expand, reduce_launch, sum_op
 from tgrad.ops.softmax import losses_launch, softmax_op
 from tgrad.ops.views import reshape, t_op
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 # The fewest rows, or classes, of a part: fewer would read the other operand for little arithmetic.
@@ -115,8 +115,8 @@ def _build(
 
     def launch(to: int, lse: int, counted: int, xs: int, ws: int, *rest: int) -> None:
         bs, (ts,), each = _given(rest, flags)
-        losses, counts = (Storage(rows * acc.itemsize, compute) for _ in range(2))
-        logits = Storage(size * count * x.dtype.itemsize, compute)
+        losses, counts = (workspace(rows * acc.itemsize) for _ in range(2))
+        logits = workspace(size * count * x.dtype.itemsize)
         for start, project, lose in zip(chunks.starts, projections, losses_of, strict=True):
             at = start * acc.itemsize
             project(logits.ptr, xs + start * _step(x), ws, *bs)
@@ -163,8 +163,8 @@ def _build_backward(
         to = dict(zip(wanted, addresses, strict=False))
         given, xs, ws, *rest = addresses[len(wanted) :]
         bs, (ts,), each, (lses,), (counted,) = _given(rest, flags)
-        logits = Storage(rows * blocks.sizes[0] * kind.itemsize, compute)
-        sums = Storage(total.nbytes, compute) if "input" in to and total.dtype is not kind else None
+        logits = workspace(rows * blocks.sizes[0] * kind.itemsize)
+        sums = workspace(total.nbytes) if "input" in to and total.dtype is not kind else None
         dx = to.get("input", 0) if sums is None else sums.ptr
         for i, start in enumerate(blocks.starts):
             ws_here = ws + start * _step(w)

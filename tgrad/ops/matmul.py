@@ -19,7 +19,7 @@ from tgrad.op import Kernel, forget_plans, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.ops.reduce import reduce_launch, sum_op
 from tgrad.ops.views import fill_launch, owned, reshape, squeeze_op, t_op, transpose_op, unsqueeze_op, view_op
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 # How float32 products are formed on a GPU. Three tf32 products ("tf32x3") run on tensor cores and are as accurate as
@@ -92,8 +92,8 @@ def product_launch(
         return launch
 
     def with_workspace(*addresses: int | float) -> None:
-        workspace = Storage(nbytes, compute)
-        launch(workspace.ptr, *addresses)
+        room = workspace(nbytes)
+        launch(room.ptr, *addresses)
 
     return with_workspace
 
@@ -210,7 +210,9 @@ def bias_program(accumulator: str, bias: str, out: str) -> Program:
     return program(2, (), ((scalar_add, ((0, None), (1, None if bias == accumulator else accumulator))),), ((2, out),))
 
 
-def _build_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[list[Layout], Launch]:
+def _build_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: Expression | None = None
+) -> tuple[list[Layout], Launch]:
     if weight.ndim != 2:
         raise RuntimeError(
             f"linear: weight must be 2-dimensional (out_features, in_features), got shape {tuple(weight.shape)}"
@@ -246,7 +248,36 @@ def _build_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[l
         epilogue = bias_program(
             "fp64" if input.dtype is dtypes.float64 else "fp32", bias.dtype.triton, out.dtype.triton
         )
+    if activation is not None:
+        epilogue = _activated(epilogue, activation, out.dtype)
     return [out], product_launch("linear", input.layout, transposed, out, (), extras, epilogue)
+
+
+def _activated(epilogue: Program | None, activation: Expression, result: dtypes.dtype) -> Program:
+    """An epilogue, rounding to `result` as where it is stored between, and an activation."""
+    then = activation.lower(((result, TENSOR),), [result]).program
+    inputs = epilogue.n_inputs if epilogue is not None else 1
+    steps = list(epilogue.steps) if epilogue is not None else []
+    shift = len(then.constants)
+    first = inputs + shift
+    done = first + len(steps) - 1 if steps else 0
+    steps = [(f, tuple((s + shift if s >= inputs else s, kind) for s, kind in args)) for f, args in steps]
+    steps.append((identity, ((done, result.triton),)))
+    start = first + len(steps)
+
+    def moved(slot: int) -> int:
+        return start - 1 if slot == 0 else slot - 1 + (inputs if slot <= shift else start - shift)
+
+    steps += [(f, tuple((moved(s), kind) for s, kind in args)) for f, args in then.steps]
+    return program(inputs, then.constants, tuple(steps), tuple((moved(s), kind) for s, kind in then.results))
+
+
+@functools.cache
+def activated_op(row: p.Pointwise, numbers: tuple[float, ...]) -> Kernel:
+    """linear and an activation, a row that takes `numbers` after its input, as one kernel; without a gradient."""
+    activation = Expression.of(lambda x: row(x, *numbers), 1)
+    build = lambda input, weight, bias: _build_linear(input, weight, bias, activation)
+    return Kernel(f"linear_{row.name}", ("input", "weight", "bias"), build, {})
 
 
 def _build_weight_bias(g: Tensor, input: Tensor) -> tuple[list[Layout], Launch]:

@@ -26,7 +26,7 @@ from tgrad.ops import pointwise as p
 from tgrad.ops.creation import full
 from tgrad.ops.reduce import expand_op
 from tgrad.ops.views import COPY, fill_launch
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 Dims = tuple[int, ...]
@@ -101,7 +101,7 @@ def _put_launch(out: Layout, index: Layout, value: Layout, dims: Dims, at: int |
     widen, narrow = _cast_launch(out, wide), _cast_launch(wide, out)
 
     def launch(to: int, places: int, values: int) -> None:
-        scratch = Storage(wide.nbytes, compute)
+        scratch = workspace(wide.nbytes)
         widen(scratch.ptr, to)
         write(scratch.ptr, places, values)
         narrow(to, scratch.ptr)

@@ -17,7 +17,7 @@ from tgrad.layout import Layout, broadcast_strides, collapse, layout, numel, wra
 from tgrad.op import Kernel, View
 from tgrad.ops import pointwise as p
 from tgrad.ops.views import reshape
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 COPY = Expression.of(lambda x: x, 1)
@@ -83,7 +83,7 @@ def reduce_launch(
     cut = 1 + len(ins) + len(numbers)
 
     def launch(*values: int | float) -> None:
-        partial = Storage(pieces * m * accumulator.itemsize, compute)
+        partial = workspace(pieces * m * accumulator.itemsize)
         first(partial.ptr, *values[1:cut])
         second(values[0], partial.ptr, *values[cut:])
 

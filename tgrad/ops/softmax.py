@@ -15,7 +15,7 @@ from tgrad.ops import pointwise as p
 from tgrad.ops.bounds import outside
 from tgrad.ops.reduce import reduce_launch, sum_op
 from tgrad.ops.views import reshape
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 COPY = Expression.of(lambda x: x, 1)
@@ -142,7 +142,7 @@ def losses_launch(
     def launch(to: int, counted: int, losses: int, counts: int) -> None:
         total(counted, counts)
         if reduction == "mean":
-            scratch = Storage(accumulator.itemsize, compute)
+            scratch = workspace(accumulator.itemsize)
             total(scratch.ptr, losses)
             divide(to, scratch.ptr, counted)
         else:
@@ -166,7 +166,7 @@ def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction
     out, count, finish = losses_launch(rows_shape, accumulator, x.dtype, reduction)
 
     def launch(to: int, counted: int, logits: int, classes: int) -> None:
-        losses, flags = (Storage(m * accumulator.itemsize, compute) for _ in range(2))  # two: each must be aligned
+        losses, flags = (workspace(m * accumulator.itemsize) for _ in range(2))  # two: each must be aligned
         if rows is not None:
             rows(losses.ptr, flags.ptr, logits, classes)
         finish(to, counted, losses.ptr, flags.ptr)

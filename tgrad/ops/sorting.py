@@ -16,7 +16,7 @@ from tgrad.ops import creation, pointwise as p
 from tgrad.ops.joining import cat
 from tgrad.ops.places import get_op, spread_op
 from tgrad.ops.views import contiguous, narrow, owned, reshape, transpose
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 
@@ -39,7 +39,7 @@ def _build_sort(x: Tensor, descending: bool) -> tuple[list[Layout], Launch]:
     def launch(values: int, places: int, source: int) -> None:
         ends = [(values, places)]
         if passes:  # written in turn, so that the last pass writes the results
-            scratch = [Storage(o.nbytes, compute) for o in outs]
+            scratch = [workspace(o.nbytes) for o in outs]
             ends.append((scratch[0].ptr, scratch[1].ptr))
         at = len(passes) % 2
         first(*ends[at], source)

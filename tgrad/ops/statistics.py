@@ -17,7 +17,7 @@ from tgrad.layout import Layout, layout, numel, wrap_dims
 from tgrad.op import Kernel, pointwise_launch
 from tgrad.ops import math as m, pointwise as p
 from tgrad.ops.reduce import COPY, _back, mean_op, reduce_launch, reduced_shape, sum_op
-from tgrad.storage import Storage
+from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
 # --- variance: the mean first, then the squares of what is left ------------------------------------------------------
@@ -45,7 +45,7 @@ def _build_var(root: bool) -> Any:
         freedom = max(0.0, count - correction)
 
         def launch(to: int, source: int) -> None:
-            held = Storage(mean.numel * wide.itemsize, compute)
+            held = workspace(mean.numel * wide.itemsize)
             first(held.ptr, source, count)
             second(to, source, held.ptr, freedom)
 
@@ -279,7 +279,7 @@ def _build_logsumexp(x: Tensor, dims: tuple[int, ...], keepdim: bool) -> tuple[l
     third = pointwise_launch("logsumexp", SHIFTED_BACK.lower((two, two), [x.dtype]), [out], [flat, flat])
 
     def launch(to: int, source: int) -> None:
-        highest, total = (Storage(high.numel * wide.itemsize, compute) for _ in range(2))
+        highest, total = (workspace(high.numel * wide.itemsize) for _ in range(2))
         first(highest.ptr, source)
         second(total.ptr, source, highest.ptr)
         third(to, total.ptr, highest.ptr)

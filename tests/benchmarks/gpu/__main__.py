@@ -1,0 +1,5 @@
+import sys
+
+from tests.benchmarks.gpu.cli import main
+
+sys.exit(main())
