@@ -8,7 +8,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from tgrad.kernels.launch import INTERPRET, Launch, prepare
+from tgrad.kernels.launch import INTERPRET, Launch, multiple, multiples, prepare, strides
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, convert
 from tgrad.kernels.reduce import IDENTITIES
@@ -130,7 +130,13 @@ def prepare_extreme(
         "KEPT": len(kept[0]), "REDUCED": len(reduced[0]), "PLACED": placed, "WIDE": wide,
         "BM": bm, "BN": bn,
     }  # fmt: skip
-    fixed = (m, n, chunk, kept[0], reduced[0], kept[1], reduced[1])
+    fixed = (
+        multiple(m), multiple(n), multiple(chunk), multiples(kept[0]), multiples(reduced[0]), strides(kept[1]),
+        strides(reduced[1]),
+    )  # fmt: skip
     runtime = ("*" + types[0], "*i64", "*" + types[0], "*i64")
-    call = prepare(extreme, (triton.cdiv(m, bm), pieces), runtime, fixed, constexprs, name=name, aligned=aligned)
+    call = prepare(
+        extreme, (triton.cdiv(m, bm), pieces), runtime, fixed, constexprs, name=name,
+        warps=8 if bm * bn >= 4096 else 4, aligned=aligned,
+    )  # fmt: skip
     return call if placed else lambda values, indices, x: call(values, indices, x, indices)

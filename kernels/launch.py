@@ -42,22 +42,33 @@ VECTOR = 8  # elements: 16 bytes of a half type, and more of others
 
 
 class Multiple(int):
-    """An integer argument that the kernel takes for a multiple of VECTOR."""
+    """An integer argument that the kernel takes for a multiple of `of`: VECTOR, or half of it."""
+
+    of: int
+
+    def __new__(cls, value: int, of: int) -> Multiple:
+        new = super().__new__(cls, value)
+        new.of = of
+        return new
+
+
+def multiples(values: tuple[int, ...]) -> tuple[int, ...]:
+    """The values as `Multiple`s of one number, if they are, so that a kernel has three variants and not 3^n."""
+    for of in (VECTOR, VECTOR // 2):
+        if all(v % of == 0 for v in values):
+            return tuple(Multiple(v, of) for v in values)
+    return values
 
 
 def multiple(value: int) -> int:
     """The value, as a `Multiple` if it is one."""
-    return Multiple(value) if value % VECTOR == 0 else value
-
-
-def multiples(values: tuple[int, ...]) -> tuple[int, ...]:
-    """The values as `Multiple`s if all are multiples of VECTOR, so that a kernel has two variants and not 2^n."""
-    return tuple(map(Multiple, values)) if all(v % VECTOR == 0 for v in values) else values
+    return multiples((value,))[0]
 
 
 def strides(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides as kernel arguments. The kernel is specialised on an inner stride of 0 or 1, and on whether all others are
-    multiples of VECTOR, and on no other value."""
+    """Strides as kernel arguments. The kernel is specialised on an inner stride of 0 or 1, on what all others are
+    multiples of, and on no other value.
+    """
     if values and values[-1] in (0, 1):
         return (*multiples(values[:-1]), Static(values[-1]))
     return multiples(values)
@@ -152,7 +163,7 @@ def compile(
     kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict, warps: int, stages: int, aligned: bool, contract: bool
 ) -> Any:
     """The compiled kernel of a signature: types, alignment of addresses, divisibility of fixed integers."""
-    static = [v if isinstance(v, Static) else (_type(v), type(v) is Multiple) for v in _leaves(fixed)]
+    static = [v if isinstance(v, Static) else (_type(v), getattr(v, "of", 1)) for v in _leaves(fixed)]
     divisible = tuple(type(v) is int and v % 16 == 0 for v in fixed)
     chip = target()
     key = (
@@ -185,6 +196,10 @@ def target() -> GPUTarget:
     return COMPILE_ONLY or triton.runtime.driver.active.get_current_target()
 
 
+# For how many of them reductions are cut into pieces, on every chip, so that they give the same bits: an H200's.
+MULTIPROCESSORS = 132
+
+
 @functools.cache
 def multiprocessors() -> int | None:
     """How many the device has that launches go to; None where kernels are only compiled."""
@@ -212,7 +227,7 @@ def signature(kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict[str, A
             if isinstance(leaf, Static):
                 constants[path] = int(leaf)
             elif isinstance(leaf, Multiple):
-                attributes[path] = [["tt.divisibility", VECTOR]]
+                attributes[path] = [["tt.divisibility", leaf.of]]
         if type(value) is int and value % 16 == 0:
             attributes[(i,)] = [["tt.divisibility", 16]]
     for name, value in constexprs.items():
@@ -357,10 +372,10 @@ def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, fixed: 
         scratch(math.prod(grid) * compiled.metadata.global_scratch_size)
     x, y, z = (*grid, 1, 1)[:3]
     blocks = x, y, z
-    built = native.module() if native.fits(compiled.metadata) else None
-    if built is None:
-        return _triton_launch(compiled, blocks, runtime, (*fixed, *constants))
     plain = [(_type(v), v) for v in _leaves(fixed) if not isinstance(v, Static)]
+    built = native.module() if native.fits(compiled.metadata) else None
+    if built is None or not native.agrees(compiled, len(list(_leaves(runtime))) + len(plain)):
+        return _triton_launch(compiled, blocks, runtime, (*fixed, *constants))
     return native.prepare(built, compiled, blocks, list(_leaves(runtime)), plain)
 
 

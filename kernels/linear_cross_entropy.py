@@ -13,7 +13,8 @@ import triton.language as tl
 from tgrad.kernels import libm
 from tgrad.kernels.launch import Launch, prepare
 from tgrad.kernels.program import TYPES
-from tgrad.kernels.softmax import log_sum_exp, row_numbers, tile
+from tgrad.kernels.rows import row_numbers, tile
+from tgrad.kernels.softmax import log_sum_exp
 
 
 @triton.jit

@@ -55,6 +55,31 @@ def fits(metadata: Any) -> bool:
     )
 
 
+def agrees(compiled: Any, count: int) -> bool:
+    """Whether a compiled kernel takes `count` parameters and Triton's two scratch pointers, as this launcher gives it.
+
+    What Triton adds is its own affair and may change with its version: this reads it off the kernel's PTX.
+    """
+    header = compiled.asm["ptx"].partition(".entry")[2].partition("{")[0]
+    found = header.count(".param")
+    if found == count + SCRATCH_POINTERS:
+        return True
+    _warn_of_another_triton(found, count)
+    return False
+
+
+SCRATCH_POINTERS = 2
+
+
+@functools.cache
+def _warn_of_another_triton(found: int, count: int) -> None:
+    warnings.warn(
+        f"Triton {triton.__version__} gives a kernel of {count} parameters {found}, not {count + SCRATCH_POINTERS}: it "
+        "is launched Triton's own way, which costs about 1 us more of host time",
+        stacklevel=4,
+    )
+
+
 def prepare(
     native: ModuleType, compiled: Any, grid: tuple[int, int, int], runtime: list[str], fixed: list[tuple[str, int]]
 ) -> Callable[..., None]:

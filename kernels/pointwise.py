@@ -41,40 +41,16 @@ def offset(where, strides, NDIM: tl.constexpr):
 
 
 @triton.jit
-def places(index, first, lane, strides, NDIM: tl.constexpr, GROUP: tl.constexpr):
-    """Where the elements of one operand lie: of `index`, or of the groups that begin at coordinates `first`."""
-    if len(strides) == 0:
-        at = index
-    elif GROUP == 1:
-        at = offset(first, strides, NDIM)
+def loaded(at, mask, whole):
+    """The elements at `at`; if all of them exist the access is not masked, and so as wide as can be.
+
+    A function of its own, since the elements of several operands have several types.
+    """
+    if whole:
+        element = tl.load(at)
     else:
-        at = offset(first, strides, NDIM)[:, None] + lane * strides[NDIM - 1]
-    return at
-
-
-@triton.jit
-def read(
-    ins, index, first, lane, in_strides, mask, group_mask, NDIM: tl.constexpr, GROUP: tl.constexpr, STILL: tl.constexpr
-):  # fmt: skip
-    """The elements of all inputs; mask None: all of them exist."""
-    values = ()
-    for i in tl.static_range(len(ins)):
-        if STILL[i]:
-            one = tl.load(ins[i] + offset(first, in_strides[i], NDIM)[:, None], mask=group_mask, other=0)
-            values = values + (tl.broadcast_to(one, index.shape),)
-        else:
-            at = ins[i] + places(index, first, lane, in_strides[i], NDIM, GROUP)
-            if mask is None:
-                values = values + (tl.load(at),)
-            else:
-                values = values + (tl.load(at, mask=mask, other=0),)
-    return values
-
-
-@triton.jit
-def write(outs, results, index, first, lane, out_strides, mask, NDIM: tl.constexpr, GROUP: tl.constexpr):
-    for k in tl.static_range(len(outs)):
-        tl.store(outs[k] + places(index, first, lane, out_strides[k], NDIM, GROUP), results[k], mask=mask)
+        element = tl.load(at, mask=mask, other=0)
+    return element
 
 
 @triton.jit
@@ -96,9 +72,6 @@ def pointwise(
         start = tl.program_id(0).to(tl.int64) * (BLOCK // GROUP)
     index = start + tl.arange(0, BLOCK // GROUP)
     mask = index < n
-    first = ()
-    lane = 0
-    group_mask = mask
     if NDIM > 0:
         first = coordinates(index, shape, NDIM)
     if GROUP > 1:
@@ -109,22 +82,40 @@ def pointwise(
         mask = tl.broadcast_to(group_mask, index.shape)
     if SPLIT:
         whole = start + BLOCK <= n
-        if whole:
-            values = read(ins, index, first, lane, in_strides, None, group_mask, NDIM, GROUP, STILL)
+    values = ()
+    for i in tl.static_range(len(ins)):
+        if len(in_strides[i]) == 0:
+            at = ins[i] + index
+        elif GROUP == 1:
+            at = ins[i] + offset(first, in_strides[i], NDIM)
+        elif STILL[i]:
+            at = ins[i] + offset(first, in_strides[i], NDIM)[:, None]
         else:
-            values = read(ins, index, first, lane, in_strides, mask, group_mask, NDIM, GROUP, STILL)
-    else:
-        values = read(ins, index, first, lane, in_strides, mask, group_mask, NDIM, GROUP, STILL)
+            at = ins[i] + (offset(first, in_strides[i], NDIM)[:, None] + lane * in_strides[i][NDIM - 1])
+        if STILL[i]:
+            value = tl.broadcast_to(tl.load(at, mask=group_mask, other=0), index.shape)
+        elif SPLIT:
+            value = loaded(at, mask, whole)
+        else:
+            value = tl.load(at, mask=mask, other=0)
+        values = values + (value,)
     for i in tl.static_range(len(scalars)):
         values = values + (scalars[i],)
     results = run(values, PROGRAM)
-    if SPLIT:
-        if whole:
-            write(outs, results, index, first, lane, out_strides, None, NDIM, GROUP)
+    for k in tl.static_range(len(outs)):
+        if len(out_strides[k]) == 0:
+            at = outs[k] + index
+        elif GROUP == 1:
+            at = outs[k] + offset(first, out_strides[k], NDIM)
         else:
-            write(outs, results, index, first, lane, out_strides, mask, NDIM, GROUP)
-    else:
-        write(outs, results, index, first, lane, out_strides, mask, NDIM, GROUP)
+            at = outs[k] + (offset(first, out_strides[k], NDIM)[:, None] + lane * out_strides[k][NDIM - 1])
+        if SPLIT:
+            if whole:
+                tl.store(at, results[k])
+            else:
+                tl.store(at, results[k], mask=mask)
+        else:
+            tl.store(at, results[k], mask=mask)
 
 
 @triton.jit
@@ -175,9 +166,9 @@ def tile(n: int, widest: int) -> int:
     return 2048 if widest <= 2 else 1024
 
 
-def split(n: int) -> bool:
+def split(n: int, block: int) -> bool:
     """Whether whole blocks of n elements go unmasked, apart from the last."""
-    return not INTERPRET and n % 16 != 0
+    return not INTERPRET and n % 16 != 0 and n >= block
 
 
 def group(inner: int, narrowest: int) -> int:
@@ -233,10 +224,11 @@ def prepare_pointwise(
     block = tile(n, max(widths))
     of = 1 if flat else group(shape[-1], min(widths))
     grouped = (*shape[:-1], shape[-1] // of) if shape else ()
+    still = tuple(of > 1 and s != () and s[-1] == 0 for s in ins)
     fixed = (n // of, () if flat else grouped, tuple(outs), tuple(ins))
     constexprs = {
         "PROGRAM": program, "NDIM": 0 if flat else len(shape), "WIDE": wide, "BLOCK": block,
-        "SPLIT": of == 1 and split(n), "GROUP": of, "STILL": tuple(of > 1 and s != () and s[-1] == 0 for s in ins),
+        "SPLIT": of == 1 and split(n, block), "GROUP": of, "STILL": still,
     }  # fmt: skip
     return prepare(pointwise, (triton.cdiv(n, block),), runtime, fixed, constexprs, name=name, aligned=aligned)
 

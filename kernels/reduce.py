@@ -6,8 +6,8 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from tgrad.kernels.launch import INTERPRET, Launch, prepare, strides
-from tgrad.kernels.pointwise import coordinates, offset
+from tgrad.kernels.launch import INTERPRET, MULTIPROCESSORS, VECTOR, Launch, multiple, multiples, prepare, strides
+from tgrad.kernels.pointwise import coordinates, loaded, offset
 from tgrad.kernels.program import TYPES, Program, run
 from tgrad.kernels.scalar import maximum, minimum, mul
 
@@ -53,12 +53,14 @@ def reduce(
     outs, ins, scalars, M, N, CHUNK, kept_shape, reduced_shape, kept_strides, reduced_strides,
     PROGRAM: tl.constexpr, NUMBERS: tl.constexpr, EPILOGUE: tl.constexpr, KIND: tl.constexpr, IDENTITY: tl.constexpr,
         TYPE: tl.constexpr,
-    KEPT: tl.constexpr, REDUCED: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    KEPT: tl.constexpr, REDUCED: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     """Each program reduces, for BM of the M results, CHUNK of the N elements that belong to each.
 
     PROGRAM maps the operands and the first NUMBERS scalars to a value of type TYPE; EPILOGUE maps the total and the
-    other scalars to what is stored. With several chunks, chunk k of result m is stored at k * M + m.
+    other scalars to what is stored. With several chunks, chunk k of result m is stored at k * M + m. SPLIT: only blocks
+    at the edges are masked.
     """
     if WIDE:
         m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -76,6 +78,8 @@ def reduce(
             row = row + (m * 0,)
     acc = tl.full((BM, BN), IDENTITY, TYPE)
     last = tl.minimum(first + CHUNK, N)
+    if SPLIT:
+        whole = tl.program_id(0) * BM + BM <= M
     for start in range(first, last, BN):
         n = start + tl.arange(0, BN)
         if WIDE:
@@ -89,7 +93,12 @@ def reduce(
                 column = offset(reduced, reduced_strides[i], REDUCED)
             else:
                 column = n
-            values = values + (tl.load(ins[i] + (row[i][:, None] + column[None, :]), mask=mask, other=0),)
+            at = ins[i] + (row[i][:, None] + column[None, :])
+            if SPLIT:
+                element = loaded(at, mask, (start + BN <= last) & whole)
+            else:
+                element = tl.load(at, mask=mask, other=0)
+            values = values + (element,)
         for i in tl.static_range(NUMBERS):
             values = values + (scalars[i],)
         value = run(values, PROGRAM)[0]
@@ -120,18 +129,31 @@ def tile(m: int, n: int, across: bool) -> tuple[int, int]:
         bm, bn = max(2, bm), max(2, min(bn, 1 << 16))  # it takes a block of 1 for a scalar
         return min(bm, (1 << 18) // bn), bn
     if across:
-        bm = min(bm, 128)
+        bm = min(bm, max(128, 1024 // bn))
         return bm, min(bn, 4096 // bm)
     bn = min(bn, 2048)
-    return min(bm, 4096 // bn, 64), bn
+    bm = min(bm, 4096 // bn, 512)
+    while bm > 1 and bm * bn > 1024 and triton.cdiv(m, bm) < MULTIPROCESSORS:
+        bm //= 2
+    return bm, bn
+
+
+RESIDENT = 4  # programs that one of them runs at a time, so that memory is kept busy while each waits for its own
 
 
 def chunks(m: int, n: int, bm: int, bn: int) -> int:
-    """Pieces to cut each reduction into, so that there are programs for all multiprocessors (132 on an H200)."""
-    if INTERPRET:
+    """Pieces to cut each reduction into, each time the same, so that there are programs for all multiprocessors; up to
+    four blocks stay one piece, since a second pass takes longer."""
+    if INTERPRET or n <= 4 * bn:
         return 1
-    programs = triton.cdiv(m, bm)
-    return max(1, min(264 // programs, triton.cdiv(n, 4 * bn)))
+    pieces = max(1, min(RESIDENT * MULTIPROCESSORS // triton.cdiv(m, bm), triton.cdiv(n, bn)))
+    return triton.cdiv(n, triton.cdiv(triton.cdiv(n, pieces), bn) * bn)  # of whole blocks: the last is not empty
+
+
+def split(m: int, n: int, in_strides: list[tuple[int, ...]]) -> bool:
+    """Whether whole blocks go unmasked: where rows begin at multiples of 16 bytes, or there is one, but a mask would
+    divide them."""
+    return not INTERPRET and n % VECTOR != 0 and all(v % VECTOR == 0 for s in in_strides for v in s)
 
 
 def prepare_reduce(
@@ -164,17 +186,18 @@ def prepare_reduce(
     dense = len(reduced[0]) == 1 and all(s == (1,) for s in reduced[1])
     runtime = (("*" + out,), tuple("*" + t for t in ins), scalars)
     fixed = (
-        m, n, chunk, kept[0], () if dense else reduced[0],
+        multiple(m), multiple(n), multiple(chunk), multiples(kept[0]), () if dense else multiples(reduced[0]),
         tuple(strides(s) for s in kept[1]), () if dense else tuple(strides(s) for s in reduced[1]),
     )  # fmt: skip
     constexprs = {
         "PROGRAM": program, "NUMBERS": numbers, "EPILOGUE": epilogue, "KIND": kind,
         "IDENTITY": IDENTITIES[kind][accumulator],
         "TYPE": TYPES[accumulator], "KEPT": len(kept[0]), "REDUCED": 0 if dense else len(reduced[0]), "WIDE": wide,
-        "BM": bm, "BN": bn,
+        "SPLIT": dense and split(m, n, kept[1]), "BM": bm, "BN": bn,
     }  # fmt: skip
     grid = (triton.cdiv(m, bm), pieces)
-    return prepare(reduce, grid, runtime, fixed, constexprs, name=name, aligned=aligned)
+    warps = 8 if bm * bn >= 4096 else 4
+    return prepare(reduce, grid, runtime, fixed, constexprs, name=name, warps=warps, aligned=aligned)
 
 
 def _product(sizes: tuple[int, ...]) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from tgrad.kernels.launch import INTERPRET, Launch, prepare
+from tgrad.kernels.launch import INTERPRET, Launch, Static, multiple, multiples, prepare, strides
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, convert
 from tgrad.kernels.reduce import IDENTITIES
@@ -129,7 +129,8 @@ def prepare_scan(
         "TYPE": TYPES[accumulator], "RESULT": TYPES[out],
         "KEPT": len(rows[0]), "WIDE": wide, "BM": bm, "BN": bn,
     }  # fmt: skip
-    fixed = (m, n, rows[0], tuple(rows[1][0]), tuple(rows[1][1]), *steps)
+    unit = [Static(1) if s == 1 else multiple(s) for s in steps]
+    fixed = (m, multiple(n), multiples(rows[0]), *(strides(tuple(s)) for s in rows[1]), *unit)
     return prepare(
         scan, (triton.cdiv(m, bm),), ("*" + out, "*" + x), fixed, constexprs, name=name, aligned=aligned
     )  # fmt: skip

@@ -10,30 +10,25 @@ import triton
 import triton.language as tl
 
 from tgrad.kernels import libm
-from tgrad.kernels.launch import INTERPRET, Launch, Static, prepare, strides
-from tgrad.kernels.pointwise import coordinates, offset
+from tgrad.kernels.launch import Launch, Static, multiple, multiples, prepare, strides
 from tgrad.kernels.program import TYPES
+from tgrad.kernels.rows import block, columns, longest, row_numbers, row_offsets, tile, warps
 from tgrad.kernels.scalar import maximum
 
 
 @triton.jit
-def row_numbers(WIDE: tl.constexpr, BM: tl.constexpr):
-    """The rows of this program, as 64-bit numbers if WIDE."""
-    if WIDE:
-        m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    else:
-        m = tl.program_id(0) * BM + tl.arange(0, BM)
-    return m
+def extended(top, total, v):
+    """A maximum, and the sum of exp(x - maximum), of what gave `top` and `total` and of the block v too."""
+    new = tl.maximum(top, tl.reduce(v, 1, maximum), propagate_nan=tl.PropagateNan.ALL)
+    safe = tl.where(new == float("-inf"), 0.0, new)  # a row of -inf so far: exp(-inf - 0), not exp(-inf + inf)
+    return new, total * libm.exp(top - safe) + tl.sum(libm.exp(v - safe[:, None]), 1)
 
 
 @triton.jit
-def row_offsets(m, shape, row_strides, NDIM: tl.constexpr):
-    """The offset of row m's first element."""
-    if NDIM > 0:
-        at = offset(coordinates(m, shape, NDIM), row_strides, NDIM)
-    else:
-        at = m * 0
-    return at
+def log_sum_exp_of(v, TYPE: tl.constexpr, BM: tl.constexpr):
+    """`log_sum_exp` of BM rows that are the block v."""
+    top, total = extended(tl.full((BM,), float("-inf"), TYPE), tl.zeros((BM,), TYPE), v)
+    return top, libm.log(total)
 
 
 @triton.jit
@@ -42,13 +37,8 @@ def log_sum_exp(x, rows, valid, stride, N, TYPE: tl.constexpr, BM: tl.constexpr,
     top = tl.full((BM,), float("-inf"), TYPE)
     total = tl.zeros((BM,), TYPE)
     for start in range(0, N, BN):
-        n = (start + tl.arange(0, BN)).to(rows.dtype)  # as wide as offsets are
-        mask = valid[:, None] & (n[None, :] < N)
-        v = tl.load(x + (rows[:, None] + n[None, :] * stride), mask=mask, other=float("-inf")).to(TYPE)
-        new = tl.maximum(top, tl.reduce(v, 1, maximum), propagate_nan=tl.PropagateNan.ALL)
-        safe = tl.where(new == float("-inf"), 0.0, new)  # a row of -inf so far: exp(-inf - 0), not exp(-inf + inf)
-        total = total * libm.exp(top - safe) + tl.sum(libm.exp(v - safe[:, None]), 1)
-        top = new
+        n, mask = columns(start, rows, valid, N, BN)
+        top, total = extended(top, total, block(x, rows, n, stride, mask, TYPE, float("-inf")))
     return top, libm.log(total)
 
 
@@ -56,17 +46,23 @@ def log_sum_exp(x, rows, valid, stride, N, TYPE: tl.constexpr, BM: tl.constexpr,
 def softmax(
     out, x, M, N, stride_out, stride_x, shape, out_strides, x_strides,
     LOG: tl.constexpr, TYPE: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """out = softmax of x's rows, or its logarithm."""
+    """out = softmax of x's rows, or its logarithm. WHOLE, here and below: a row is one block, which is read once."""
     m = row_numbers(WIDE, BM)
     valid = m < M
     rows = row_offsets(m, shape, x_strides, NDIM)
     to = row_offsets(m, shape, out_strides, NDIM)
-    top, log_total = log_sum_exp(x, rows, valid, stride_x, N, TYPE, BM, BN)
-    for start in range(0, N, BN):
-        n = (start + tl.arange(0, BN)).to(rows.dtype)  # as wide as offsets are
-        mask = valid[:, None] & (n[None, :] < N)
-        v = tl.load(x + (rows[:, None] + n[None, :] * stride_x), mask=mask, other=0).to(TYPE)
+    n, mask = columns(0, rows, valid, N, BN)
+    if WHOLE:
+        v = block(x, rows, n, stride_x, mask, TYPE, float("-inf"))
+        top, log_total = log_sum_exp_of(v, TYPE, BM)
+    else:
+        top, log_total = log_sum_exp(x, rows, valid, stride_x, N, TYPE, BM, BN)
+    for start in range(0, BN if WHOLE else N, BN):
+        if not WHOLE:
+            n, mask = columns(start, rows, valid, N, BN)
+            v = block(x, rows, n, stride_x, mask, TYPE, float("-inf"))
         y = (v - top[:, None]) - log_total[:, None]
         if not LOG:
             y = libm.exp(y)
@@ -77,6 +73,7 @@ def softmax(
 def softmax_backward(
     dx, g, y, M, N, stride_dx, stride_g, stride_y, shape, dx_strides, g_strides, y_strides,
     LOG: tl.constexpr, TYPE: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """From the result y: g - exp(y) * sum(g) for the logarithm, (g - sum(g * y)) * y for softmax itself."""
     m = row_numbers(WIDE, BM)
@@ -85,18 +82,23 @@ def softmax_backward(
     g_rows = row_offsets(m, shape, g_strides, NDIM)
     y_rows = row_offsets(m, shape, y_strides, NDIM)
     total = tl.zeros((BM,), TYPE)
-    for start in range(0, N, BN):
-        n = (start + tl.arange(0, BN)).to(g_rows.dtype)  # as wide as offsets are
-        mask = valid[:, None] & (n[None, :] < N)
-        v = tl.load(g + (g_rows[:, None] + n[None, :] * stride_g), mask=mask, other=0).to(TYPE)
-        if not LOG:
-            v = v * tl.load(y + (y_rows[:, None] + n[None, :] * stride_y), mask=mask, other=0).to(TYPE)
-        total += tl.sum(v, 1)
-    for start in range(0, N, BN):
-        n = (start + tl.arange(0, BN)).to(g_rows.dtype)  # as wide as offsets are
-        mask = valid[:, None] & (n[None, :] < N)
-        v = tl.load(g + (g_rows[:, None] + n[None, :] * stride_g), mask=mask, other=0).to(TYPE)
-        s = tl.load(y + (y_rows[:, None] + n[None, :] * stride_y), mask=mask, other=0).to(TYPE)
+    n, mask = columns(0, g_rows, valid, N, BN)
+    if WHOLE:
+        v = block(g, g_rows, n, stride_g, mask, TYPE, 0)
+        s = block(y, y_rows, n, stride_y, mask, TYPE, 0)
+        total += tl.sum(v if LOG else v * s, 1)
+    else:
+        for start in range(0, N, BN):
+            n, mask = columns(start, g_rows, valid, N, BN)
+            v = block(g, g_rows, n, stride_g, mask, TYPE, 0)
+            if not LOG:
+                v = v * block(y, y_rows, n, stride_y, mask, TYPE, 0)
+            total += tl.sum(v, 1)
+    for start in range(0, BN if WHOLE else N, BN):
+        if not WHOLE:
+            n, mask = columns(start, g_rows, valid, N, BN)
+            v = block(g, g_rows, n, stride_g, mask, TYPE, 0)
+            s = block(y, y_rows, n, stride_y, mask, TYPE, 0)
         if LOG:
             d = v - libm.exp(s) * total[:, None]
         else:
@@ -131,6 +133,7 @@ def cross_entropy(
 def cross_entropy_backward(
     dx, g, x, target, count, M, N, IGNORE, stride_dx, stride_x, shape, dx_strides, g_strides, x_strides, target_strides,
     MEAN: tl.constexpr, TYPE: tl.constexpr, NDIM: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """dx = (softmax(x) - one_hot(target)) * g, divided by the number of kept rows if MEAN. The softmax is computed
     again.
@@ -144,11 +147,16 @@ def cross_entropy_backward(
     if MEAN:
         arriving = libm.div(arriving, tl.load(count).to(TYPE) + tl.zeros((BM,), TYPE))
     arriving = tl.where(t != IGNORE, arriving, 0.0)
-    top, log_total = log_sum_exp(x, rows, valid, stride_x, N, TYPE, BM, BN)
-    for start in range(0, N, BN):
-        n = (start + tl.arange(0, BN)).to(rows.dtype)  # as wide as offsets are
-        mask = valid[:, None] & (n[None, :] < N)
-        v = tl.load(x + (rows[:, None] + n[None, :] * stride_x), mask=mask, other=0).to(TYPE)
+    n, mask = columns(0, rows, valid, N, BN)
+    if WHOLE:
+        v = block(x, rows, n, stride_x, mask, TYPE, float("-inf"))
+        top, log_total = log_sum_exp_of(v, TYPE, BM)
+    else:
+        top, log_total = log_sum_exp(x, rows, valid, stride_x, N, TYPE, BM, BN)
+    for start in range(0, BN if WHOLE else N, BN):
+        if not WHOLE:
+            n, mask = columns(start, rows, valid, N, BN)
+            v = block(x, rows, n, stride_x, mask, TYPE, float("-inf"))
         p = libm.exp((v - top[:, None]) - log_total[:, None])
         d = (p - (n[None, :] == t[:, None]).to(TYPE)) * arriving[:, None]
         d = tl.where((t != IGNORE)[:, None], d, 0.0)
@@ -161,14 +169,7 @@ KERNELS = {
 }  # fmt: skip
 
 
-def tile(m: int, n: int) -> tuple[int, int]:
-    """(rows, columns) per block: whole rows up to 4096 columns on a GPU, about 4096 elements; the interpreter, 2^18."""
-    bn = triton.next_power_of_2(n)
-    if INTERPRET:
-        bn = max(2, min(bn, 1 << 16))
-        return max(2, min(triton.next_power_of_2(m), (1 << 18) // bn)), bn
-    bn = min(bn, 4096)
-    return max(1, min(triton.next_power_of_2(m), 2048 // bn)), bn
+KEPT = {"softmax_backward": 2}  # operands of which a row that is one block stays in registers, where not one
 
 
 def prepare_rows(
@@ -194,12 +195,14 @@ def prepare_rows(
         shape, row_strides: of the dimensions that number the rows, collapsed, for each operand that has rows.
         inner: distance of neighbours in a row, for each operand that has rows of n.
     """
-    bm, bn = tile(m, n)
-    unit = [Static(1) if s == 1 else s for s in inner]
-    values = (m, n, *fixed, *unit, shape, *(strides(s) for s in row_strides))
+    bm, bn = tile(m, n, longest(n, KEPT.get(name, 1), accumulator))
+    unit = [Static(1) if s == 1 else multiple(s) for s in inner]
+    values = (m, multiple(n), *fixed, *unit, multiples(shape), *(strides(s) for s in row_strides))
     constexprs = {**constants, "TYPE": TYPES[accumulator], "NDIM": len(shape), "WIDE": wide, "BM": bm, "BN": bn}
+    if name != "cross_entropy":  # it has no second walk
+        constexprs["WHOLE"] = n <= bn
     runtime = tuple("*" + t for t in pointers)
-    warps = 8 if bm * bn >= 4096 else 4
     return prepare(
-        KERNELS[name], (triton.cdiv(m, bm),), runtime, values, constexprs, name=name, warps=warps, aligned=aligned
-    )
+        KERNELS[name], (triton.cdiv(m, bm),), runtime, values, constexprs, name=name, warps=warps(bm, bn),
+        aligned=aligned,
+    )  # fmt: skip

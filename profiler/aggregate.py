@@ -76,7 +76,8 @@ def difference(before: pd.DataFrame, after: pd.DataFrame, keys: Sequence[str]) -
     """
     sums = []
     for given, when in ((before, "before"), (after, "after")):
-        mine = given[~given["category"].isin(("parameter", "constant")) & (given["kind"] != "recomputed")]
+        live_anyway = given["category"].isin(("parameter", "constant"))
+        mine = given[~live_anyway & ~given["kind"].isin(("recomputed", "offloaded"))]
         grouped = mine.groupby(list(keys), sort=False, dropna=False)
         found = grouped.agg(bytes=("charged_bytes", "sum"), tensors=("tensors", "sum"))
         sums.append(found.rename(columns={c: f"{c}_{when}" for c in ("bytes", "tensors")}))
@@ -100,8 +101,8 @@ def mode_changes(runs: pd.DataFrame, saved: pd.DataFrame) -> pd.DataFrame:
 
     Columns: workload, mode, against; graph_bytes, peak_bytes and nodes, each as the change; tensors_gone and
     tensors_new, how many saved tensors one has and the other has not, with their bytes_gone and bytes_new; and
-    host_us_per_op in both, NaN where it was not measured; recomputed_kernels, as the change; and ms of a forward and its
-    backward in both.
+    host_us_per_op in both, NaN where it was not measured; recomputed_kernels, as the change; and ms of a forward and
+    its backward in both.
     """
     rows = []
     for workload, mine in runs.groupby("workload", sort=False):
@@ -116,7 +117,7 @@ def mode_changes(runs: pd.DataFrame, saved: pd.DataFrame) -> pd.DataFrame:
             tensors = d["tensors_after"] - d["tensors_before"]
             rows.append({
                 "workload": workload, "mode": mode, "against": against,
-                **{f"{c}_change": int(new[c] - old[c]) for c in ("graph_bytes", "peak_bytes", "nodes", "recomputed_kernels")},
+                **{f"{c}_change": int(new[c] - old[c]) for c in CHANGING},
                 "tensors_gone": int(-tensors[tensors < 0].sum()), "bytes_gone": int(gone[gone > 0].sum()),
                 "tensors_new": int(tensors[tensors > 0].sum()), "bytes_new": int(come[come > 0].sum()),
                 "host_us_per_op_before": old["host_us_per_op"], "host_us_per_op_after": new["host_us_per_op"],
@@ -125,6 +126,7 @@ def mode_changes(runs: pd.DataFrame, saved: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(CHANGES))
 
 
+CHANGING = ("graph_bytes", "peak_bytes", "nodes", "recomputed_kernels")
 CHANGES = (
     "workload", "mode", "against", "graph_bytes_change", "peak_bytes_change", "nodes_change", "tensors_gone",
     "bytes_gone", "tensors_new", "bytes_new", "host_us_per_op_before", "host_us_per_op_after",

@@ -27,7 +27,8 @@ OK, USAGE, INTERRUPTED = 0, 2, 130
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    compare: a regression; leaks: memory grows; doctor: figures disagree
+  1    compare: a regression; leaks: memory grows; doctor: figures disagree; policies: gradients differ;
+       profile --fit: no plan fits
   2    the request was wrong or could not be carried out; nothing was written
   130  interrupted (Ctrl-C); nothing was written, but by run, which still writes its report
   run ends with the script's own exit code: 1 if it raised
@@ -104,6 +105,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--isolate", action="store_true", help="measure each engine and mode in a process of its own (slower)"
     )
+    p.add_argument(
+        "--fit", metavar="SIZE",
+        help="say which policy of activation memory makes a step fit into so much, such as 24GiB, with the least time, "
+        "and verify it by running",
+    )  # fmt: skip
     p.add_argument("--vs", metavar="torch", help="measure the same model in PyTorch too, and set it beside")
     p.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else, on stdout")
     p.add_argument("--quiet", action="store_true", help="no progress, and no tables")
@@ -202,6 +208,10 @@ def _profile(given: argparse.Namespace, own_process: bool) -> int:
             [sys.executable, "-m", "tgrad.profiler", *sys.argv[1:]],
             {**os.environ, "TRITON_INTERPRET": "1"},
         )
+    if given.fit is not None:
+        from tgrad.profiler import subcommands
+
+        return subcommands.fit(given)
     modes = [m.strip() for m in given.modes.split(",") if m.strip()]
     sizes, memory = parse_sizes(given.batch_sizes, given.memory)
     with _progress(given.quiet or given.json) as progress:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tgrad import graph
 from tgrad.autograd.graph import SavedRecord, nodes
 from tgrad.graph import Node, Origin, Packed, Saved
-from tgrad.recompute import Recomputed
+from tgrad.offload import Offloaded
+from tgrad.recompute import Recipe, Recomputed
 from tgrad.tensor import Tensor
 
 NOWHERE = Origin("", "", 0, "")
@@ -21,13 +22,14 @@ NOWHERE = Origin("", "", 0, "")
 class Kept(SavedRecord):
     """A SavedRecord, and why: reason and kind as in a SavedRow. saved_id: of the engine's object, while it lives.
 
-    place: its address, and its layout.
+    place: its address, and its layout. host_bytes: of host memory that it takes, at the first tensor that lies there.
     """
 
     reason: str = ""
     kind: str = ""
     saved_id: int = 0
     place: tuple[int, Any] = (0, None)
+    host_bytes: int = 0
 
 
 class Watch:
@@ -72,7 +74,7 @@ def kept_by(results: list[Tensor]) -> list[Kept]:
     What a pack hook made of a tensor counts as what it is; the inputs of a checkpoint count at its first node, once.
     """
     found: list[Kept] = []
-    frames: dict[int, Any] = {}  # held, so that no id recurs
+    frames: dict[int, Any] = {}  # and recipes; held, so that no id recurs
     for node in nodes(*results):
         for s in node.saved or ():
             found += _of(node, s, frames)
@@ -82,7 +84,10 @@ def kept_by(results: list[Tensor]) -> list[Kept]:
 def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[Kept]:
     op, why = node.rule.op.grad_name, reason(node, s.name)
     if isinstance(s, Recomputed):
-        yield _record(node, op, s.name, s, None, f"{why}: recomputed by {s.recipe}", "recomputed", id(s))
+        moved = isinstance(s.recipe, Offloaded)
+        how = "brought back from the host" if moved else f"recomputed by {s.recipe}"
+        record = _record(node, op, s.name, s, None, f"{why}: {how}", "offloaded" if moved else "recomputed", id(s))
+        yield replace(record, host_bytes=_on_host(s.recipe, frames))
         return
     if not isinstance(s, Packed):
         own = s.edge is graph._ITSELF
@@ -109,6 +114,16 @@ def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[Kept]:
     state = getattr(frame, "random", None)
     if isinstance(state, Tensor):
         yield _record(node, "Checkpoint", "random state", state, state.storage, "running it again", "value", 0)
+
+
+def _on_host(recipe: Recipe, seen: dict[int, Any]) -> int:
+    """Bytes of host memory behind a recipe, without those seen before."""
+    if id(recipe) in seen:
+        return 0
+    seen[id(recipe)] = recipe
+    if isinstance(recipe, Offloaded):
+        return recipe.host.nbytes
+    return sum(_on_host(memory, seen) for memory, _ in recipe.tensors if isinstance(memory, Recipe))
 
 
 def reason(node: Node, argument: str) -> str:

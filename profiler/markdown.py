@@ -44,7 +44,8 @@ def page(report: Report, figures: Figures) -> str:
             lines += [f"forward, backward and host us/op: {INTERPRETED}.", ""]
         changes = sections.changes(report, name)
         if changes:
-            lines += ["| " + " | ".join(tables.CHANGE_HEADINGS) + " |", "|---|---|" + "---:|" * (len(tables.CHANGE_HEADINGS) - 2)]
+            headings = tables.CHANGE_HEADINGS
+            lines += ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
             lines += ["| " + " | ".join(tables.change_cells(row)) + " |" for _, row in changes]
             lines += ["", *(f"- {text}" for text in sections.change_sentences(report, name)), ""]
         most = words.keepers(aggregate.saved_by_module(report.saved, name))

@@ -218,6 +218,7 @@ def measure(
     figures |= allocator.figures(given_before, given_after, kinds.stays())
     figures |= {
         "nodes": count,
+        "host_bytes": sum(k.host_bytes for k in kept),
         "peak_forward_bytes": timeline.peak(before, ("forward", "held")) - other,
         "peak_bytes": timeline.peak(before, ("forward", "held", "backward", "step", "after")) - other,
     }

@@ -18,7 +18,8 @@ OPTIONAL = (
     "snapshot.pickle", "saved.speedscope.json", "bench.json",
     *(f"{name}.parquet" for name in ("runs", "samples", "saved", "events", "twins", "twin_saved", "scale", "laws")),
     "compare.html", "compare.md", "compare.json", "leaks.csv", "leaks.parquet", "leaks.png", "leaks.svg",
-    "table.csv", "plot.png", "plot.svg", "whatif.csv", "whatif.parquet", "whatif.png", "whatif.svg", "iterations.csv", "iterations.parquet",
+    "whatif.csv", "whatif.parquet", "whatif.png", "whatif.svg", "iterations.csv", "iterations.parquet",
+    "table.csv", "plot.png", "plot.svg",
 )  # fmt: skip
 FOLDERS = ("plots",)
 PLOTS = (".png", ".svg")

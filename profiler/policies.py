@@ -16,6 +16,7 @@ from tgrad.profiler import latency, memory, output
 from tgrad.profiler.contexts import entered
 from tgrad.profiler.errors import ProfilerError
 from tgrad.profiler.optimizers import values_put_back
+from tgrad.profiler.policies_text import CHECKPOINTED, FUSED, TORCH
 from tgrad.profiler.policy_models import BLOCKS, Block, Sizes, shape, workload
 from tgrad.profiler.records import POLICIES
 from tgrad.profiler.workloads import Workload
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DTYPES = ("float32", "bfloat16")
-from tgrad.profiler.policies_text import CHECKPOINTED, FUSED, TORCH
 STATISTICS = ("mean", "rstd", "logsumexp", "random state")  # saved under these names: a number a row or channel, seeds
 REPEATS = 7  # timed steps of a policy, on a device
 
@@ -36,8 +36,9 @@ class Kept:
     saved_bytes: storages that the graph keeps beside parameters and the batch, without statistics_bytes: statistics of
     normalisations and softmax, and states of random numbers. peak_bytes: the most live at any time of a forward and its
     backward, without parameters and buffers; NaN: not known. saved_ratio, peak_ratio: to PyTorch's. saved_goal,
-    peak_goal: what they are to be at most; NaN: nothing. recomputed_kernels: run again in backward. step_ms: of a forward
-    and its backward, the median; NaN in the interpreter. same_bits: whether results and gradients are those of "keep".
+    peak_goal: what they are to be at most; NaN: nothing. recomputed_kernels: run again in backward. step_ms: of a
+    forward and its backward, the median; NaN in the interpreter. same_bits: whether results and gradients are those of
+    "keep".
     """
 
     block: str

@@ -44,5 +44,5 @@ def draw(found: Policies) -> Figure:
         ax.grid(axis="y", visible=False)
         ax.set_xlabel(f"bytes kept for backward, PyTorch = 1 ({dtype}; gradients are the same bits under all policies)")
         fig.legend(loc="outside lower center", ncols=len(BARS), frameon=False, fontsize=9)
-        _panel(fig, "Activation memory")
+        _panel(fig, "Activation memory: what is kept for backward")
     return fig

@@ -137,4 +137,5 @@ def workload(block: Block, sizes: Sizes, dtype: str) -> Workload:
     """The block as a workload without a loss: backward starts from a random gradient."""
     kind = getattr(tgrad, dtype)
     size = shape(block, sizes)
-    return Workload(block.name, block.make(sizes, kind), lambda: ((tgrad.randn(*size, dtype=kind),), ()), None, 1, size[0])
+    batch = lambda: ((tgrad.randn(*size, dtype=kind),), ())
+    return Workload(block.name, block.make(sizes, kind), batch, None, 1, size[0])

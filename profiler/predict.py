@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import tgrad
+from tgrad.graph import SMALLEST_RECIPE
 from tgrad.nn import Module
 from tgrad.profiler.calls import Call, Calls
 from tgrad.profiler.changes import Change, is_lowered
@@ -66,6 +67,28 @@ class Base:
         kind = self.kinds.of(storage)
         return kind in (*GRAPH, "temporary", "gradient")
 
+    def kept_in(self, modules: list[Module]) -> dict[str, int]:
+        """Bytes that the graph keeps inside the calls of these modules, by their path."""
+        found: dict[str, int] = {}
+        seen: set[int] = set()
+        calls = self.calls.outermost(modules)
+        for k, ns in zip(self.kept, self.saved_ns):
+            call = _call_at(calls, ns)
+            if call is not None and k.storage_id not in seen and self.is_kept(k.storage_id):
+                seen.add(k.storage_id)
+                found[call.path] = found.get(call.path, 0) + k.storage_bytes
+        return found
+
+    def recomputed_in(self, modules: list[Module]) -> dict[str, int]:
+        """Bytes of the largest tensor that is recomputed for the calls of these modules, by their path."""
+        found: dict[str, int] = {}
+        calls = self.calls.outermost(modules)
+        for k, ns in zip(self.kept, self.saved_ns):
+            call = _call_at(calls, ns) if k.kind == "recomputed" else None
+            if call is not None:
+                found[call.path] = max(found.get(call.path, 0), k.logical_bytes)
+        return found
+
     def graph(self, sizes: dict[int, int]) -> dict[int, int]:
         """Of storages that nodes would keep, those that count."""
         return {i: n for i, n in sizes.items() if self.is_kept(i)}
@@ -97,7 +120,7 @@ def _span(begin: int, end: int, size: int) -> list[tuple[int, int, int]]:
 def predict(base: Base, change: Change, modules: list[Module]) -> Prediction:
     """What `change` gives; `modules`: those that match, or could work in place."""
     if change.kind == "checkpoint":
-        return _checkpoint(base, modules)
+        return checkpointed(base, modules)
     if change.kind == "lower":
         return _lower(base, change.argument)
     if change.kind == "inplace":
@@ -110,7 +133,7 @@ def predict(base: Base, change: Change, modules: list[Module]) -> Prediction:
     )  # fmt: skip
 
 
-def _checkpoint(base: Base, modules: list[Module]) -> Prediction:
+def checkpointed(base: Base, modules: list[Module]) -> Prediction:
     """Inside the calls nothing is kept but their inputs and the state of the random numbers; all runs a second time."""
     calls = base.calls.outermost(modules)
     within = [_call_at(calls, ns) for ns in base.saved_ns]
@@ -142,6 +165,34 @@ def _checkpoint(base: Base, modules: list[Module]) -> Prediction:
         sum(sizes), base.peak(lives), _total(base) + _share(base, saving) * base.times.forward_ms,
         list({id(c.module): c.module for c in calls}.values()), _nothing_kept(calls, saving), sizes,
     )  # fmt: skip
+
+
+def offloaded(base: Base, modules: list[Module], ms_per_byte: float) -> Prediction:
+    """What is saved inside the calls lies on the host from its last save to its first use; copies take their time."""
+    calls = base.calls.outermost(modules)
+    inside: dict[int, list[int]] = {}  # storages that move -> their rows
+    stay: dict[int, int] = {}
+    for i, (k, ns) in enumerate(zip(base.kept, base.saved_ns)):
+        small = k.storage_bytes < SMALLEST_RECIPE
+        if _call_at(calls, ns) is None or k.kind == "leaf" or small or not base.is_kept(k.storage_id):
+            stay[k.storage_id] = k.storage_bytes
+        else:
+            inside.setdefault(k.storage_id, []).append(i)
+    lives: dict[int, list[tuple[int, int, int]]] = {}
+    moved = 0
+    for storage, rows in inside.items():
+        size = base.kept[rows[0]].storage_bytes
+        moved += size
+        if storage in stay or storage not in base.born or base.kinds.of(storage) == "output":
+            continue
+        uses = [base.used_ns[i] for i in rows if base.used_ns[i]]
+        freed = base.freed.get(storage, base.end)
+        lives[storage] = [
+            (base.born[storage], max(base.saved_ns[i] for i in rows), size),
+            *(_again(min(uses), freed, size) if uses else []),
+        ]
+    sizes = list(base.graph(stay).values())
+    return Prediction(sum(sizes), base.peak(lives), _total(base) + 2 * moved * ms_per_byte, modules, [], sizes)
 
 
 def _again(begin: int, end: int, size: int) -> list[tuple[int, int, int]]:

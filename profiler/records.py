@@ -12,10 +12,10 @@ from typing import Any
 MODES = ("grad", "no_grad", "inference_mode")  # those that are measured unless others are asked for
 # All, in the order in which each is explained as a difference from one before.
 ALL_MODES = (
-    "grad", "no_grad", "inference_mode", "set_grad_enabled_false", "grad+checkpoint", "grad+save_on_cpu", "keep", "lean",
-    "leanest",
+    "grad", "no_grad", "inference_mode", "set_grad_enabled_false", "grad+checkpoint", "grad+save_on_cpu", "keep",
+    "lean", "leanest",
 )  # fmt: skip
-POLICIES = ("keep", "lean", "leanest")  # those that are grad under a policy of tgrad.activation_memory, less kept each time
+POLICIES = ("keep", "lean", "leanest")  # grad under a policy of tgrad.activation_memory
 REST = "(others)"  # the op of a row that is the sum of many
 GRAPH_MODES = ("grad", "grad+checkpoint", "grad+save_on_cpu", *POLICIES)
 
@@ -54,7 +54,8 @@ class RunRecord:
             computation itself.
         host_share: of the forward's wall time, the part until it returned; near 1 it is launch-bound. NaN without CUDA.
 
-    recomputed_kernels: those of backward_kernels that make again what the forward did not keep.
+    recomputed_kernels: those of backward_kernels that make again what the forward did not keep. host_bytes: of host
+        memory that offloaded tensors take; in no other column.
     """
 
     run_id: str
@@ -98,6 +99,7 @@ class RunRecord:
     backward_kernels: int
     step_kernels: int
     recomputed_kernels: int
+    host_bytes: int
     forward_ops: int
     backward_ops: int
     step_ops: int
@@ -149,9 +151,10 @@ class SavedRow:
     where that was called. charged_bytes is storage_bytes at the first row of a storage, 0 after: sums are safe. reason
     names the gradients whose formulas need it, and by what it is recomputed. kind: `leaf`, `result` (of the op itself),
     `value` (an input of it), `packed` (by a saved-tensor hook), `recomputed` (no bytes: a recipe stands for it),
-    `offloaded` (no bytes on the device, host_bytes in host memory) or `held` (no formula needs it). The times count from the first event: when it was
-    saved, when backward first used it, when its memory was freed; -1: not within the run. tensors: how many the row
-    stands for: 1, but in a last row whose op is REST, the sum of those that are too many to list.
+    `offloaded` (no bytes on the device, host_bytes in host memory) or `held` (no formula needs it). The times count
+    from the first event: when it was saved, when backward first used it, when its memory was freed; -1: not within the
+    run. tensors: how many the row stands for: 1, but in a last row whose op is REST, the sum of those that are too many
+    to list.
     """
 
     run_id: str

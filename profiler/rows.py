@@ -45,7 +45,7 @@ def saved_rows(
     rows = []
     rest: dict[str, list[int]] = {}
     for seq, (s, when, charge) in enumerate(zip(kept, times, charges)):
-        kind = category(s.storage_id)
+        kind = "intermediate" if s.kind in ("recomputed", "offloaded") else category(s.storage_id)
         if seq not in listed:
             sums = rest.setdefault(kind, [0, 0, 0])
             sums[0], sums[1], sums[2] = sums[0] + 1, sums[1] + s.logical_bytes, sums[2] + charge
@@ -54,7 +54,8 @@ def saved_rows(
         rows.append(
             SavedRow(
                 *head, seq, s.op, s.argument, kind, s.module, shown(s.file), s.line, s.function, shape, s.dtype,
-                number(s.storage_id), s.is_leaf, s.logical_bytes, s.storage_bytes, charge, s.reason, s.kind, *when,
+                number(s.storage_id), s.is_leaf, s.logical_bytes, s.storage_bytes, charge, s.reason, s.kind,
+                when[0], when[1], when[2], 1, s.host_bytes,
             )
         )  # fmt: skip
     for i, (kind, (count, logical, charge)) in enumerate(rest.items()):

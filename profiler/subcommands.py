@@ -1,4 +1,4 @@
-"""The subcommands `whatif`, `policies`, `run` and `doctor`: their arguments, and what they print."""
+"""The subcommands `whatif`, `policies`, `run` and `doctor`, and `profile --fit`: arguments, and what they print."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tgrad.profiler.units import show_bytes, show_ms
 
 if TYPE_CHECKING:
     from tgrad.profiler.doctor import Diagnosis
+    from tgrad.profiler.planner import Fit
     from tgrad.profiler.whatif import WhatIf
 
 
@@ -52,9 +53,9 @@ def add(commands: Any) -> None:
     p.set_defaults(run=_whatif)
     p = commands.add_parser(
         "policies", help="activation memory under keep, lean and leanest, beside PyTorch",
-        description="Run blocks of models under each policy of tgrad.activation_memory and in PyTorch, with and without "
-        "checkpoints; compare what the graph keeps and the peak of a step, and assert that gradients are the same bits. "
-        "Exit code 1: they are not.",
+        description="Run blocks of models under each policy of tgrad.activation_memory and in PyTorch, with and "
+        "without checkpoints; compare what the graph keeps and the peak of a step, and assert that gradients are the "
+        "same bits. Exit code 1: they are not.",
         epilog="example:\n  tgrad policies --out reports/activation_memory --force",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -168,6 +169,48 @@ def _policies(given: argparse.Namespace) -> int:
         if given.out is not None:
             print(f"The table and the plot are in {given.out}")
     return OK if found.ok else REGRESSION
+
+
+def fit(given: argparse.Namespace) -> int:
+    """`profile --fit`: a plan for each workload; 1 if one has none."""
+    from tgrad.profiler.planner import fit as plan
+
+    for name in ("out", "vs", "batch_sizes", "memory", "isolate"):
+        if getattr(given, name):
+            raise ProfilerError(f"--fit prints a plan and takes no --{name.replace('_', '-')}; leave one of them out")
+    if not given.workloads:
+        raise ProfilerError("--fit: name the workload that is to fit, such as mlp")
+    found = [
+        plan(
+            w, given.fit, batch_size=given.batch_size, dtype=given.dtype, width=given.width, depth=given.depth,
+            seed=given.seed, optimizer=given.optimizer,
+        )
+        for w in given.workloads
+    ]  # fmt: skip
+    if given.json:
+        print(json.dumps([f.as_json() for f in found], indent=2))
+    elif not given.quiet:
+        _show_fits(found)
+    return OK if all(f.chosen is not None for f in found) else REGRESSION
+
+
+def _show_fits(found: list[Fit]) -> None:
+    from rich.text import Text
+
+    from tgrad.profiler.environment import INTERPRETED
+
+    out = console()
+    for f in found:
+        shown = table("plan", "predicted peak", "measured", "on the host", "predicted time", "measured")
+        for c in f.candidates:
+            cells = [show_bytes(c.predicted_peak_bytes), show_bytes(c.peak_bytes), show_bytes(c.host_bytes)]
+            shown.add_row(Text(str(c.plan)), *cells, show_ms(c.predicted_ms), show_ms(c.ms))
+        out.print(shown)
+        if f.is_interpreted:
+            out.print(Text(f"times: {INTERPRETED}", style="yellow"))
+        for line in f.sentences():
+            out.print(Text(line))
+        out.print()
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return FusedRmsNorm.apply(x, self.weight)  # type: ignore[no-any-return]
+        return FusedRmsNorm.apply(x, self.weight)
 
 
 class Two(nn.Module):
@@ -192,9 +192,9 @@ def _is_statistic(row: SavedRow) -> bool:
 def fused_attention_change(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
     """(saved, statistics): bytes more that a block keeps with PyTorch's fused attention than with the composed.
 
-    By formula: the flash kernel (Dao 2023, arXiv 2307.08691, as PyTorch calls it) saves q, k, v and its result, which is
-    the memory that the projection behind it saves anyway, and a log-sum-exp of 4 bytes for each row of the attention map
-    and a seed; neither softmax's result, nor dropout's mask and result.
+    By formula: the flash kernel (Dao 2023, arXiv 2307.08691, as PyTorch calls it) saves q, k, v and its result, which
+    is the memory that the projection behind it saves anyway, and a log-sum-exp of 4 bytes for each row of the attention
+    map and a seed; neither softmax's result, nor dropout's mask and result.
     """
     n, length, _ = shape
     maps = n * HEADS * length * length

@@ -20,7 +20,7 @@ from tgrad.profiler import latency, memory, output
 from tgrad.profiler.calls import Calls
 from tgrad.profiler.changes import LOWER, NONE, Change, applied, in_place, matching
 from tgrad.profiler.errors import ProfilerError
-from tgrad.profiler.predict import Base, Prediction, Times, predict
+from tgrad.profiler.predict import GRAPH, Base, Prediction, Times, predict
 from tgrad.profiler.units import show_bytes, show_ms
 from tgrad.profiler.workloads import Options, Workload, make
 
@@ -330,7 +330,7 @@ def _explanation(p: Prediction, ran: memory.Memory) -> str:
     expected = Counter(p.sizes)
     beside, seen = [], set()
     for row in ran.saved:
-        if row.category not in ("intermediate", "input", "output") or row.storage_id in seen:
+        if row.category not in GRAPH or row.kind in ("recomputed", "offloaded") or row.storage_id in seen:
             continue
         seen.add(row.storage_id)
         if expected[row.storage_bytes]:

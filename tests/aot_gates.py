@@ -66,6 +66,7 @@ def figures(compiled: Any) -> dict[str, Any]:
         "warps": metadata.num_warps,
         "fusion": metadata.enable_fp_fusion,
         "shared": metadata.shared,
+        "constants": _constants(compiled.src),
         **usage(cubin),
         **read(ptx, ttir),
     }
@@ -77,11 +78,17 @@ def figures(compiled: Any) -> dict[str, Any]:
     return found
 
 
-VERSION = 4  # of what `figures` returns
+VERSION = 5  # of what `figures` returns
 
 
 def _flat(types: Any) -> list[str]:
     return [t for item in types for t in (_flat(item) if isinstance(item, tuple) else [item])]
+
+
+def _constants(source: Any) -> dict[str, int]:
+    """The whole numbers among a kernel's constants, by name."""
+    named = {source.fn.arg_names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+    return {name: int(value) for name, value in named.items() if isinstance(value, int)}
 
 
 def usage(cubin: Path) -> dict[str, int]:
@@ -168,8 +175,9 @@ def widest(accesses: dict[str, int] | dict[int, int]) -> int:
 
 
 def wide_accesses(f: dict[str, Any]) -> str | None:
-    """Loads and stores move 16 bytes at a time; bools 8, as many elements as others. Sine's table is read beside."""
-    if widest(f["loads"]) < 16:
+    """Loads, if there are any, and stores move 16 bytes at a time; bools 8, as many elements as others. Sine's table is
+    read beside."""
+    if f["loads"] and widest(f["loads"]) < 16:
         return f"loads of {f['loads']} bytes"
     narrow = {k: n for k, n in f["loads"].items() if int(k) < 8}
     if narrow and not {"sin", "cos", "tan", "sinf", "cosf", "tanf"} & set(f["libdevice"]):
@@ -184,6 +192,40 @@ def wide_tiles(f: dict[str, Any]) -> str | None:
         moved = {int(size): int(size) * n for size, n in f[what].items()}
         if sum(moved.values()) > 2 * moved.get(16, 0) + 8:
             return f"{what} of {f[what]} bytes"
+    return None
+
+
+FEW = 3  # narrower accesses beside the wide ones: a statistic or a target of a row, a column that is repeated
+
+
+def vector_accesses(f: dict[str, Any]) -> str | None:
+    """Loads and stores move 16 bytes at a time, but for FEW of either; a reduction stores no more than those."""
+    if widest(f["loads"]) < 16 or sum(n for size, n in f["loads"].items() if int(size) < 16) > FEW:
+        return f"loads of {f['loads']} bytes"
+    narrow = sum(n for size, n in f["stores"].items() if int(size) < 16)
+    return f"stores of {f['stores']} bytes" if narrow > FEW else None
+
+
+# Operands as large as the result that kernels over rows read; a norm's weight and bias come from a cache each time.
+READ = {
+    "softmax": 1, "softmax_backward": 2, "cross_entropy": 1, "cross_entropy_backward": 1, "norm": 1, "norm_backward": 2
+}  # fmt: skip
+
+
+def read_once(f: dict[str, Any]) -> str | None:
+    """A kernel over rows reads each element of its operands once, and writes each of its result once: that many bytes
+    a thread, 16 at a time, and at most one access more, of the targets of rows."""
+    constants, name = f["constants"], f["kernel"].rpartition(".")[2]
+    if not constants.get("WHOLE", 1):
+        return None
+    itemsize = min(int(t.lstrip("*bfp")) // 8 for t in f["types"] if "fp" in t or "bf" in t)
+    share = constants["BM"] * constants["BN"] * itemsize // (32 * f["warps"])  # bytes of one operand, of one thread
+    operands = READ[name] + constants.get("WEIGHT", 0) + constants.get("BIAS", 0)
+    moved = {what: 16 * {int(k): n for k, n in f[what].items()}.get(16, 0) for what in ("loads", "stores")}
+    if not 0 <= moved["loads"] - share * operands <= 16:
+        return f"{moved['loads']} bytes read 16 at a time, not {operands} x {share}"
+    if moved["stores"] != share * (name != "cross_entropy"):
+        return f"{moved['stores']} bytes written 16 at a time, not {share}"
     return None
 
 

@@ -34,6 +34,9 @@ class Program(NamedTuple):
 # --- what is run -----------------------------------------------------------------------------------------------------
 def programs() -> Iterator[Program]:
     """All programs. Values do not matter: nothing is computed."""
+    from tests import aot_accesses
+
+    yield from aot_accesses.programs()
     yield from table()
     yield from dense()
     yield from reductions()
@@ -234,6 +237,7 @@ def made() -> Iterator[Program]:
     """What makes tensors, and what changes them beside ops: dropout, normalisation, optimisers."""
     import tgrad
     import tgrad.nn as nn
+    from tgrad.kernels import words
 
     kinds = [tgrad.float32, tgrad.bfloat16, tgrad.float16, tgrad.float64]
 
@@ -291,6 +295,8 @@ def made() -> Iterator[Program]:
     yield Program("creation", lambda: create(kinds[:1], [tgrad.int64]))
     yield Program("creation of others", lambda: create(kinds[1:], [tgrad.int32, tgrad.uint8, tgrad.bool]), full=True)
     yield Program("draws and sorts", draws)
+    yield Program("places", lambda: tgrad.searchsorted(tgrad.empty(7), tgrad.empty(5)))
+    yield Program("numbers of a graph", lambda: words.prepare_put()(tgrad.empty(16, dtype=tgrad.int64).ptr, *range(16)))
     yield Program("training float32", lambda: model(tgrad.float32))
     yield Program("training bfloat16", lambda: model(tgrad.bfloat16), full=True)
     yield Program("second derivative", again, full=True)

@@ -95,6 +95,23 @@ def test_steps_of_many_parameters_move_16_bytes(arch):
 
 
 @ARCHS
+def test_broadcasts_transposes_and_reductions_move_16_bytes(arch):
+    named = (".pointwise", ".pointwise_tiles", ".reduce", ".extreme", ".scan")
+    hold(arch, gates.vector_accesses, "vector", only=lambda f: f["kernel"].endswith(named))
+
+
+@ARCHS
+def test_odd_sizes_move_16_bytes(arch):
+    hold(arch, gates.wide_tiles, "odd", only=lambda f: f["constants"].get("SPLIT"))
+
+
+@ARCHS
+def test_rows_are_read_and_written_once(arch):
+    hold(arch, gates.vector_accesses, "once", only=lambda f: f["kernel"].rpartition(".")[2] in gates.READ)
+    hold(arch, gates.read_once, "once", only=lambda f: f["kernel"].rpartition(".")[2] in gates.READ)
+
+
+@ARCHS
 def test_unaligned_is_never_read_wide(arch):
     hold(arch, gates.element_accesses, "unaligned")
 
@@ -120,6 +137,7 @@ def bad() -> dict:
         (gates.no_spills, "spilled", "bytes of stack"), (gates.matrix_units, "no_matrix", "no wgmma"),
         (gates.any_matrix_units, "no_matrix", "no matrix"), (gates.wide_accesses, "unaligned", "loads of"),
         (gates.element_accesses, "aligned", "accesses of"), (gates.wide_tiles, "unaligned", "loads of"),
+        (gates.vector_accesses, "unaligned", "loads of"),
     ],
 )  # fmt: skip
 def test_gate_fails(gate, name, says):
@@ -131,11 +149,32 @@ def test_gate_fails(gate, name, says):
     [
         (gates.not_contracted, "not_contracted"), (gates.wide_accesses, "aligned"),
         (gates.element_accesses, "unaligned"), (gates.wide_tiles, "aligned"), (gates.no_spills, "aligned"),
+        (gates.vector_accesses, "aligned"),
         (gates.right_arithmetic, "aligned"),
     ],
 )  # fmt: skip
 def test_gate_passes(gate, name):
     assert gate(bad()[name]) is None
+
+
+ROWS = {
+    "kernel": "tgrad.kernels.norm.norm_backward", "types": ["*bf16", "*fp32"], "warps": 4,
+    "constants": {"BM": 2, "BN": 1024, "WHOLE": 1, "WEIGHT": 1}, "loads": {"16": 6, "8": 2}, "stores": {"16": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({}, None), ({"loads": {"16": 7}}, None), ({"loads": {"16": 8}}, "128 bytes read 16 at a time, not 3 x 32"),
+        ({"loads": {"16": 4, "2": 16}}, "64 bytes read"), ({"stores": {"2": 16}}, "0 bytes written"),
+        ({"loads": {"16": 9}, "constants": {"WHOLE": 0}}, None),
+        ({"kernel": "tgrad.kernels.softmax.softmax"}, "not 2 x 32"),
+    ],
+)  # fmt: skip
+def test_gate_of_rows(change, says):
+    said = gates.read_once(ROWS | change)
+    assert said is None if says is None else says in (said or "nothing wrong")
 
 
 def test_shared_gate_fails():

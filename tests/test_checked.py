@@ -13,7 +13,19 @@ from tests.compare import TORCH, assert_close, assert_same, random
 from tests.samples import SAMPLES
 from tgrad import updates
 from tgrad.device import compute
-from tgrad.kernels import creation, indexing, linear_cross_entropy, matmul, pointwise, reduce, scan, softmax, sort
+from tgrad.kernels import (
+    bits,
+    creation,
+    indexing,
+    linear_cross_entropy,
+    matmul,
+    norm,
+    pointwise,
+    reduce,
+    scan,
+    softmax,
+    sort,
+)
 from tgrad.kernels.matmul_tiles import Choice, Tile
 from tgrad.op import forget_plans
 from tgrad.ops import pointwise as p, views
@@ -71,20 +83,27 @@ def forget():
     forget_plans()
     creation.prepare_creation.cache_clear()
     views.fill_launch.cache_clear()
+    bits.prepare_bits.cache_clear()
     updates._plans.clear()
 
 
 @pytest.fixture(scope="module")
 def small_tiles():
-    """Blocks of a few elements, and reductions in two passes, so that every kernel runs in several programs."""
+    """Blocks of a few elements, and reductions in two passes, so that every kernel runs in several programs; accesses
+    as on a GPU: whole blocks unmasked, groups, tiles of transposes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pointwise, "tile", lambda n, widest: 16)
+        patch.setattr(pointwise, "matrix_tile", lambda m, n: (2, 4))
+        patch.setattr(pointwise, "ACROSS", 2)
+        for kernels in (pointwise, reduce):
+            patch.setattr(kernels, "INTERPRET", False)
         patch.setattr(creation, "tile", lambda n, widest: 16)
         patch.setattr(reduce, "tile", lambda m, n, across: (4, 4))
         patch.setattr(reduce, "chunks", lambda m, n, bm, bn: 2 if n > 2 * bn else 1)
         small = Tile(8, 8, 8, 4, 1, False, 1.0)
         patch.setattr(matmul, "choose", lambda m, n, k, **given: Choice(small, 2 if k > 8 else 1))
-        patch.setattr(softmax, "tile", lambda m, n: (2, 4))
+        for kernels in (softmax, norm):
+            patch.setattr(kernels, "tile", lambda m, n, most=0: (2, 4))
         patch.setattr(linear_cross_entropy, "tile", lambda m, n: (2, 4))
         patch.setattr(scan, "tile", lambda m, n: (2, 4))
         patch.setattr(indexing, "tile", lambda n, widest: 16)
@@ -138,6 +157,57 @@ def test_draws_and_places_checked(checked):
     assert (x % 7 == 0).nonzero().shape == (9, 2) and x[x > 50].tolist() == list(range(51, 60))
     x[tgrad.tensor([4, 0]), 3:] = tgrad.tensor([[1], [2]])
     assert x[0, 3:].tolist() == [2] * 9 and x[4, 3:].tolist() == [1] * 9
+
+
+@on_cpu
+@pytest.mark.parametrize("shape", [(5, 16), (7, 13), (3, 20), (33,), (3, 8, 11), (2, 11, 16)], ids=str)
+def test_access_patterns(shape, checked, monkeypatch):
+    """Every way of `prepare_pointwise` to address operands, in guarded memory too."""
+    used = set()
+
+    def noting(kernel, grid, runtime, fixed, constexprs, **options):
+        kinds = {"tiles": "BM" in constexprs, "split": constexprs.get("SPLIT")}
+        kinds |= {"once": any(constexprs.get("STILL", ()))}
+        kinds["groups"] = constexprs.get("GROUP", 1) > 1
+        used.update(kind for kind, is_so in kinds.items() if is_so)
+        return prepare(kernel, grid, runtime, fixed, constexprs, **options)
+
+    prepare = pointwise.prepare
+    monkeypatch.setattr(pointwise, "prepare", noting)
+    x = torch.tensor(random("patterns", shape).normal(size=shape))
+    y = x.transpose(0, -1).contiguous().transpose(0, -1)
+    with guarded():
+        forget()
+
+        def ours(t):
+            return tgrad.tensor(t.transpose(0, -1).contiguous().numpy()).transpose(0, -1)
+
+        for a in (x, y):
+            for b in (x, y, x[0], x[..., :1], x[:1], x.flatten()[:1]):
+                assert_same(ours(a) * ours(b) + 1, a * b + 1)
+                assert_same(ours(a)[..., 1:] + ours(a)[..., :-1], a[..., 1:] + a[..., :-1])
+            assert_same(ours(a).contiguous() * ours(a), a * a)
+            assert_same(ours(a)[..., ::2].sin(), a[..., ::2].sin())
+            written = tgrad.tensor(a.contiguous().numpy())
+            written[..., :-1].add_(ours(a)[..., 1:])
+            assert_same(written, torch.cat([a[..., :-1] + a[..., 1:], a[..., -1:]], -1))
+    forget()
+    wanted = {(5, 16): {"groups", "once", "tiles"}, (7, 13): {"split", "tiles"}, (33,): {"split"}}
+    assert used >= wanted.get(shape, set()), used
+
+
+@on_cpu
+@pytest.mark.parametrize("n", [16, 40, 133])
+def test_bits_checked(n, checked):
+    x = tgrad.tensor(random("bits", n).normal(size=n))
+    packed, unpacked = tgrad.zeros(-(-n // 8), dtype=tgrad.uint8), tgrad.empty(n, dtype=tgrad.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bits, "split", lambda n, block: n % 16 != 0)
+        bits.prepare_bits.cache_clear()
+        bits.prepare_bits("pack", "fp64", n)(packed.data_ptr(), x.data_ptr())
+        bits.prepare_bits("unpack", "fp64", n)(unpacked.data_ptr(), packed.data_ptr())
+    bits.prepare_bits.cache_clear()
+    assert_same(unpacked, torch.tensor(x.numpy() > 0).double())
 
 
 @on_cpu

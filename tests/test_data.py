@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import tgrad as T
 from tests.compare import TORCH
-from tgrad import nn, torch_data
+from tgrad import nn
 from tgrad.device import compute
+from tgrad.interop import data as torch_data
 
 
 class Rows(Dataset):

@@ -5,7 +5,7 @@ import torch
 
 import tgrad
 import tgrad.nn.functional as F
-from tests.benchmarks.gpu import as_torch, error, share
+from tests.benchmarks.gpu.data import as_torch, error, share
 
 pytestmark = pytest.mark.gpu
 

@@ -23,7 +23,7 @@ def test_samples_agree(tmp_path):
     done = subprocess.run([sys.executable, "-m", "tests.opdb", "--quick", "--jobs", "1", "--csv", str(out)], cwd=ROOT,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    rows = list(csv.DictReader(out.open()))
+    rows = list(csv.DictReader(out.read_text().splitlines()))
     assert int(done.stdout.splitlines()[-1].split()[0]) >= 200  # ops
     assert sum(int(r["failed"]) for r in rows) == 0
     assert sum(int(r["agreed"]) for r in rows) > 400

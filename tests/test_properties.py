@@ -1,7 +1,10 @@
 """Random programs, compared with torch: graphs of ops, views, writes in place, and the layout of results."""
 
 import numpy as np
+import pytest
 import torch
+
+pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import tgrad

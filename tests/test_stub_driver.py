@@ -5,12 +5,14 @@ are made, with host memory in the place of the GPU's.
 """
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 
 from tests.aot_reports import made
 from tests.stub import cases, driver, two_devices
 from tgrad.device import compute
+from tgrad.kernels import native
 
 pytestmark = pytest.mark.skipif(compute.type != "cpu", reason="there is a GPU: the other tests run on it")
 
@@ -18,8 +20,8 @@ pytestmark = pytest.mark.skipif(compute.type != "cpu", reason="there is a GPU: t
 @functools.cache
 def launches(launcher):
     """By tgrad's own launcher, or by Triton's."""
-    native = "1" if launcher == "native" else "0"
-    return made(f"launches-{launcher}", "tests.stub.cases", TGRAD_LAUNCH="driver", TGRAD_NATIVE=native)
+    on = "1" if launcher == "native" else "0"
+    return made(f"launches-{launcher}", "tests.stub.cases", TGRAD_LAUNCH="driver", TGRAD_NATIVE=on)
 
 
 @functools.cache
@@ -37,3 +39,12 @@ def test_launches(name, launcher):
 @pytest.mark.parametrize("name", two_devices.CASES)
 def test_two_devices(name):
     assert not devices()[name], devices()[name]
+
+
+def test_kernels_of_another_triton_go_its_own_way():
+    kernel = SimpleNamespace(asm={"ptx": ".visible .entry k(\n\t.param .u64 a,\n\t.param .u64 b\n)\n{\n\tret;"})
+    native._warn_of_another_triton.cache_clear()
+    assert native.agrees(kernel, 0)
+    with pytest.warns(UserWarning, match="gives a kernel of 2 parameters 2, not 4: it is launched Triton's own way"):
+        assert not native.agrees(kernel, 2)
+    native._warn_of_another_triton.cache_clear()

@@ -77,12 +77,13 @@ from tgrad.ops.creation import (
 from tgrad.ops.matmul import get_float32_matmul_precision, set_float32_matmul_precision
 from tgrad.printing import set_printoptions
 from tgrad import signs as _signs  # relu's bits  # isort: skip
-from tgrad.recompute import activation_memory, get_activation_memory, set_activation_memory
+from tgrad.policy import activation_memory, get_activation_memory, set_activation_memory
 from tgrad.random import Generator, get_rng_state, initial_seed, manual_seed, seed, set_rng_state
 from tgrad.storage import OutOfMemoryError
 from tgrad.tensor import Tensor
 
-from tgrad import amp, interop, torch_data, torch_memory
+from tgrad import amp, interop
+from tgrad.interop import data as _torch_data, memory as _torch_memory
 from tgrad.autocasting import (
     autocast,
     clear_autocast_cache,
@@ -91,13 +92,13 @@ from tgrad.autocasting import (
     is_autocast_cache_enabled,
     is_autocast_enabled,
 )
-from tgrad.fusion import fuse
+from tgrad.fusion.fuse import fuse
 from tgrad.interop import from_dlpack
 from tgrad.nn import blocks as _blocks  # which gives the policy "leanest" its blocks
 from tgrad.serialization import load, save
 
-torch_memory.install()
-torch_data.install()
+_torch_memory.install()
+_torch_data.install()
 _install_autocast(_functions.FUNCTIONS)
 globals().update(_functions.FUNCTIONS)
 globals().update(_functions.library.FREE)

@@ -1,7 +1,7 @@
-"""`torch.cuda`'s questions about the compute device."""
+"""`torch.cuda`'s questions about the compute device, and CUDA graphs."""
 
+from tgrad.cudagraphs.graphed import graphed
 from tgrad.device import is_available, memory_stats, synchronize
-from tgrad.graphed import graphed
 
 
 def device_count() -> int:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tgrad import graph
 from tgrad.device import compute
 from tgrad.eager import install_dispatch
+from tgrad.fusion.tracing import TRACE
 from tgrad.modes import current
 from tgrad.tensor import DEFAULT, INFERENCE, NO_GRAD, Alias, Tensor, empty, make
-from tgrad.tracing import TRACE
 
 if TYPE_CHECKING:
     from tgrad.op import Op

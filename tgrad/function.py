@@ -33,7 +33,7 @@ class FunctionCtx(Node):
     _dirty: tuple[Tensor, ...] = ()
     _non_differentiable: tuple[Tensor, ...] = ()
     _materialize = True
-    _kept: tuple[Saved | None, ...] = ()
+    _given: tuple[bool, ...] = ()  # of what save_for_backward was given, which were tensors and not None
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep tensors (inputs, outputs or others) for backward, where `saved_tensors` has them.
@@ -76,7 +76,8 @@ class FunctionCtx(Node):
                 ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
                 "graph a second time or if you need to access saved tensors after calling backward."
             )
-        return tuple(None if s is None else s.unpack(self) for s in self._kept)
+        kept = iter(self.saved)
+        return tuple(next(kept).unpack(self) if given else None for given in self._given)
 
     def name(self) -> str:
         return self.rule.op.node_name
@@ -321,7 +322,7 @@ def _finish(cls: type[Function], ctx: FunctionCtx, args: tuple, outputs: tuple, 
             if o.alias is not None:
                 o.alias.creation, o.alias.output = IN_FUNCTION, (cls.__name__, k)
             o.node, o._requires_grad = node, True
-    ctx._kept, ctx.saved = saved, tuple(s for s in saved if s is not None)
+    ctx._given, ctx.saved = tuple(s is not None for s in saved), tuple(s for s in saved if s is not None)
     ctx._to_save = None
     ctx._dirty = ctx._non_differentiable = ()
     return results

@@ -28,7 +28,13 @@ pack_hooks: ContextVar[tuple[PackHooks, ...]] = ContextVar("tgrad_pack_hooks", d
 # What may be recomputed instead of kept: "keep" (nothing), "lean" or "leanest".
 policy: ContextVar[str] = ContextVar("tgrad_activation_memory", default="lean")
 
-# How tensors are kept: None for `lean`, `Saved` for the policy "keep", `_pack` inside pack hooks.
+# Patterns of the modules that are checkpointed and offloaded, None where there are neither.
+patterns: ContextVar[tuple[str | None, str | None] | None] = ContextVar("tgrad_patterns", default=None)
+
+# How tensors are kept inside an offloaded module.
+offloading: ContextVar[Callable[..., Saved] | None] = ContextVar("tgrad_offloading", default=None)
+
+# How tensors are kept: None for `lean`, `Saved` for the policy "keep", `_pack` inside pack hooks, else `offloading`.
 saver: ContextVar[Callable[..., Saved] | None] = ContextVar("tgrad_saver", default=None)
 
 # Set by recompute.py, which stands above this module: keeping a tensor as a recipe where there is one, whether
@@ -345,7 +351,8 @@ def save(t: Tensor, name: str, own: bool, node: Node | None = None) -> Saved:
 
 def choose_saver() -> None:
     """Set how tensors are kept from here on, by the policy and the pack hooks in force."""
-    saver.set(_pack if pack_hooks.get() else Saved if policy.get() == "keep" else None)
+    otherwise = Saved if policy.get() == "keep" else None
+    saver.set(_pack if pack_hooks.get() else offloading.get() or otherwise)
 
 
 def _pack(t: Tensor, name: str, own: bool, node: Node | None) -> Saved:

@@ -20,6 +20,7 @@ from tgrad.dispatch import dispatch, view
 from tgrad.dtypes import dtype
 from tgrad.eager import install_record
 from tgrad.expression import Expression, Operand, Symbol
+from tgrad.fusion.tracing import TRACE, Tracer, intercept, refusal
 from tgrad.kernels.launch import Launch, holders
 from tgrad.kernels.pointwise import prepare_pointwise
 from tgrad.layout import (
@@ -34,7 +35,6 @@ from tgrad.layout import (
 )
 from tgrad.rules import Formula, FormulaRule, Plan, PointwiseRule, Rule
 from tgrad.tensor import Tensor
-from tgrad.tracing import TRACE, Tracer, intercept, refusal
 
 install_record(graph, Rule)
 
@@ -281,7 +281,7 @@ class Kernel(Op):
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         given = tuple(settings[n] for n in self.setting_names)
-        if args[0].__class__ is Tracer:
+        if args and args[0].__class__ is Tracer:
             return intercept(self, args, given)
         return dispatch(self, args, given)[0]
 

@@ -12,17 +12,13 @@ node is recorded, from that node and its makers alone.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from tgrad import dispatch, graph
-from tgrad.decorators import decorate
 from tgrad.graph import Node, Saved
 from tgrad.rules import NUMBER, SAVED, Plan
 from tgrad.storage import Allocation
 from tgrad.tensor import Tensor, empty, make
-
-POLICIES = ("keep", "lean", "leanest")
 
 # The most kernels that one recipe runs.
 LONGEST = 4
@@ -56,7 +52,7 @@ class Recipe:
         self.length = 1
         me = weakref.ref(self)
         for memory, _ in tensors:
-            if memory.__class__ is Recipe:
+            if isinstance(memory, Recipe):
                 self.length += memory.length
             else:
                 readers(memory).append(me)
@@ -127,7 +123,7 @@ class Recomputed(Saved):
         found = self.recipe.take()
         t = make(self.layout, found.storage, found.ptr + self.offset, self.version)
         t.node = node if self.edge is graph._ITSELF else self.edge
-        t._requires_grad = True
+        t._requires_grad = t.node is not None
         return t
 
     def set_aside(self) -> None:
@@ -216,7 +212,7 @@ def _place_of(node: Node, saved: tuple[Saved, ...]) -> Place | None:
         lender.lent.append(reference)
         recipe.borrowed += memory.nbytes
     for memory, _ in tensors:
-        if memory.__class__ is Recipe:
+        if isinstance(memory, Recipe):
             recipe.borrowed += memory.borrowed
     return recipe, 0
 
@@ -284,7 +280,7 @@ def lean(t: Tensor, name: str, own: bool, node: Node | None = None) -> Saved:
             for s in maker.saved or ():
                 if s.edge is graph._ITSELF and s.storage is t.storage:
                     place = None  # it is kept anyway
-        if place is not None and place[0].__class__ is Recipe:
+        if place is not None and isinstance(place[0], Recipe):
             return Recomputed(t, name, own, place)
     return Saved(t, name, own)
 
@@ -302,55 +298,3 @@ def settle_lent(node: Node) -> None:
 
 
 graph.settle_lent = settle_lent
-
-
-
-# --- the policy
-# -----------------------------------------------------------------------------------------------------
-def get_activation_memory() -> str:
-    """The policy in force: "keep", "lean" or "leanest"."""
-    return graph.policy.get()
-
-
-def set_activation_memory(policy: str) -> None:
-    """Set the policy of this thread from here on; see `activation_memory`.
-
-    Raises:
-        ValueError: another name.
-    """
-    if policy not in POLICIES:
-        raise ValueError(f"activation_memory: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
-    graph.policy.set(policy)
-    graph.choose_saver()
-
-
-class activation_memory:
-    """What forward keeps for backward inside the block or the decorated function; gradients are the same to the bit.
-
-    "keep": what the formulas name, as PyTorch does. "lean", the default: what cheap kernels (pointwise, dropout, row
-    and batch normalisation) make again from what is kept anyway is made again in backward. "leanest": moreover each
-    block, a direct child of a ModuleList or Sequential, keeps its inputs alone, and backward runs it again, as
-    `utils.checkpoint` does (Chen et al. 2016, arXiv 1604.06174).
-
-    Args:
-        policy: "keep", "lean" or "leanest".
-
-    Raises:
-        ValueError: another name.
-    """
-
-    def __init__(self, policy: str) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"activation_memory: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
-        self.policy = policy
-        self._before: list[str] = []
-
-    def __enter__(self) -> None:
-        self._before.append(graph.policy.get())
-        set_activation_memory(self.policy)
-
-    def __exit__(self, *exception: object) -> None:
-        set_activation_memory(self._before.pop())
-
-    def __call__(self, function: Callable) -> Callable:
-        return decorate(function, lambda: activation_memory(self.policy))

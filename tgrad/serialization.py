@@ -15,9 +15,9 @@ import numpy as np
 
 from tgrad import dtypes
 from tgrad.dtypes import dtype
+from tgrad.interop.memory import dtype_of, to_torch
 from tgrad.ops import creation
 from tgrad.tensor import Tensor
-from tgrad.torch_memory import dtype_of, to_torch
 
 CODES: dict[str, dtype] = {
     "F16": dtypes.float16, "BF16": dtypes.bfloat16, "F32": dtypes.float32, "F64": dtypes.float64, "I32": dtypes.int32,

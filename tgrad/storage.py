@@ -39,12 +39,13 @@ class Ledger:
     Attributes:
         live_bytes, peak_bytes: now, and the most since the process began or `reset_peak`.
         allocations: how many there were.
+        host_bytes: what was moved to host memory, apart from the others.
     """
 
-    __slots__ = ("live_bytes", "peak_bytes", "allocations", "listeners")
+    __slots__ = ("live_bytes", "peak_bytes", "allocations", "listeners", "host_bytes")
 
     def __init__(self) -> None:
-        self.live_bytes = self.peak_bytes = self.allocations = 0
+        self.live_bytes = self.peak_bytes = self.allocations = self.host_bytes = 0
         self.listeners: tuple[Listener, ...] = ()
 
     def reset_peak(self) -> None:

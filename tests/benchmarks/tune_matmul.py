@@ -4,9 +4,9 @@
     python -m tests.benchmarks.tune_matmul --static 90  on none: which candidates spill, or do not fit, on sm_90
 
 On a device each candidate forms a large product of each layout (NT, NN, TN) on random data; its rate is the least of
-the three, between CUDA events and with the L2 cache emptied before (see gpu.py). A candidate whose result is wrong, or
-whose code spills, is dropped; of each shape of tile the fastest is kept, and of those only tiles that are faster than
-every smaller one.
+the three, between CUDA events and with the L2 cache emptied before (see gpu/timing.py). A candidate whose result is
+wrong, or whose code spills, is dropped; of each shape of tile the fastest is kept, and of those only tiles that are
+faster than every smaller one.
 
 Exit codes: 0 done, 1 some candidate gave a wrong result, 3 no CUDA device and no --static.
 """
@@ -17,6 +17,7 @@ import argparse
 import itertools
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,19 +70,19 @@ def static(arch: int, kinds: list[str]) -> int:
 
 def measured(kinds: list[str], budget: float) -> int:
     """Time the candidates on the device; print the rows of the table."""
-    from tests.benchmarks.gpu import Bench
+    from tests.benchmarks.gpu.timing import Timer
     from tgrad.kernels import launch
 
     arch = launch.target().arch
-    bench, wrong = Bench(False, budget), 0
+    timer, deadline, wrong = Timer(), time.monotonic() + budget, 0
     for kind in kinds:
         rows = []
         for tma in (True, False):
             for tile in candidates(arch, kind, tma):
-                if bench.late():
+                if time.monotonic() > deadline:
                     print("# out of time: the rest is left out")
                     break
-                rate = _rate(bench, tile, DTYPES[kind])
+                rate = _rate(timer, tile, DTYPES[kind])
                 wrong += rate is None
                 if rate:
                     rows.append(tile._replace(rate=round(rate, 1)))
@@ -105,12 +106,12 @@ def kept(rows: list[Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _rate(bench: Any, tile: Any, dtype: str) -> float | None:
+def _rate(timer: Any, tile: Any, dtype: str) -> float | None:
     """TFLOP/s, the least of three layouts; 0 where it spills or does not compile, None where the result is wrong."""
     import torch
 
     from tests.aot_tiles import LAYOUTS
-    from tests.benchmarks.gpu import error
+    from tests.benchmarks.gpu.data import error
     from tgrad.kernels import launch
     from tgrad.kernels.matmul import Operands, prepare_matmul
     from tgrad.kernels.matmul_tiles import Choice, kind_of
@@ -147,7 +148,7 @@ def _rate(bench: Any, tile: Any, dtype: str) -> float | None:
         if not off < LIMITS[dtype]:
             print(f"# {tuple(tile)} {stored}: WRONG, error {off:.1e}", flush=True)
             return None
-        ((ms, *_),) = bench.device_times((product,), seconds=0.1)
+        ((ms, *_),) = timer.device((product,), seconds=0.1)
         least = min(least, 2e-9 * n**3 / ms)
     print(f"# {tuple(tile)}: {least:.1f}", flush=True)
     return least

@@ -16,6 +16,7 @@ import torch
 import tgrad
 from tests.opdb import scope
 from tests.opdb.agreement import difference
+from tests.opdb.composed import reference
 from tests.opdb.names import Entry
 from tests.opdb.translate import OURS, Translation, Untranslatable, leaves, to_tgrad, to_torch
 
@@ -169,7 +170,7 @@ def _compare_sample(entry: Entry, sample: tuple, grad: bool) -> None:
     how = How(scope.drawn(entry.name, sample[2]), scope.PRECISION.get(entry.name))
     for form, pair in entry.forms.items():
         try:
-            compare_form(form, pair, sample, grad, how)
+            compare_form(form, (reference(entry.name, pair[0], sample[0]), pair[1]), sample, grad, how)
         except TorchRaises:
             if form == "function":
                 raise

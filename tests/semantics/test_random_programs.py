@@ -1,6 +1,8 @@
 """Random programs: tgrad and torch agree on values, gradients, flags, versions and errors, step by step."""
 
 import pytest
+
+pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.semantics.random_programs import disagreement, random_program

@@ -48,6 +48,19 @@ def refusals() -> None:
     falls_back("random stream", after(lambda loss: tgrad.manual_seed(3) and tgrad.rand(2)))
     falls_back("random stream", after(lambda loss: tgrad.rand(2, generator=tgrad.Generator().manual_seed(3))))
 
+    def zeroed_at_the_end(t: Training) -> Callable:
+        def step(x: Any, target: Any) -> Any:
+            loss = t.loss(x, target)
+            loss.backward()
+            t.optimizer.step()
+            loss.item()  # the gradients that the capture made must not stay
+            t.optimizer.zero_grad()
+            return loss
+
+        return step
+
+    falls_back("reads a value on the host", zeroed_at_the_end)
+
     def caught(loss: Any) -> None:
         try:
             loss.item()

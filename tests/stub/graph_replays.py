@@ -18,6 +18,10 @@ def case(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
+def small() -> Training:
+    return Training(small=True)
+
+
 @case
 def optimizers() -> None:
     for name, options in (
@@ -25,7 +29,7 @@ def optimizers() -> None:
         ("Adam", {"amsgrad": True, "weight_decay": 0.1, "foreach": False}),
         ("RMSprop", {"momentum": 0.5, "centered": True}), ("Adagrad", {"lr_decay": 0.1}),
     ):  # fmt: skip
-        same(lambda: Training(name, **options), lambda t: t.step, steps=5)
+        same(lambda: Training(name, small=name != "AdamW", **options), lambda t: t.step, steps=5)
 
 
 @case
@@ -33,7 +37,7 @@ def dtypes() -> None:
     import tgrad
 
     for dtype in ("float64", "bfloat16"):
-        same(lambda: Training(dtype=dtype), lambda t: t.step)
+        same(lambda: Training(dtype=dtype, small=True), lambda t: t.step, steps=5)
 
     def autocast(t: Training) -> Callable:
         def step(x: Any, target: Any) -> Any:
@@ -46,9 +50,21 @@ def dtypes() -> None:
 
         return step
 
-    same(Training, autocast)
+    same(small, autocast)
     with tgrad.autocast("cuda", dtype=tgrad.bfloat16):  # what it casts once outside must not serve the graph
-        same(Training, lambda t: t.step)
+        same(small, lambda t: t.step)
+
+        def forward(t: Training) -> Callable:
+            return tgrad.no_grad()(lambda x, target: t.model(x))
+
+        def shrink(t: Training, i: int) -> None:
+            with tgrad.no_grad():
+                if i < 3:
+                    return
+                for p in t.model.parameters():
+                    p.mul_(0.5)
+
+        same(small, forward, between=shrink)
 
 
 @case
@@ -75,10 +91,10 @@ def gradients() -> None:
         return make
 
     for begin, end in ((False, None), (None, True), (None, False), (None, None)):
-        same(Training, variant(begin, end), steps=5)
-    same(Training, variant(True, None, clip=True), steps=5)
+        same(small, variant(begin, end), steps=5)
+    same(small, variant(True, None, clip=True), steps=5)
     for to_none in (True, False):
-        same(Training, variant(None, None), between=lambda t, i: t.optimizer.zero_grad(set_to_none=to_none))
+        same(small, variant(None, None), between=lambda t, i: t.optimizer.zero_grad(set_to_none=to_none))
 
 
 @case
@@ -97,7 +113,27 @@ def gradients_come_and_go() -> None:
         if i < 3:
             t.optimizer.zero_grad()
 
-    same(Training, accumulate, between=now_and_then, graphs=2)
+    same(small, accumulate, between=now_and_then, graphs=2)
+
+
+@case
+def gradients_replaced() -> None:
+    """A gradient that somebody puts in the place of the captured one is what the step goes on from."""
+
+    def accumulate(t: Training) -> Callable:
+        def step(x: Any, target: Any) -> Any:
+            loss = t.loss(x, target)
+            loss.backward()
+            return loss
+
+        return step
+
+    def between(t: Training, i: int) -> None:
+        if i >= 2:
+            for p in t.model.parameters():
+                p.grad = p.grad * 0.5
+
+    same(small, accumulate, between=between)
 
 
 @case
@@ -114,7 +150,7 @@ def schedulers() -> None:
                 t.scheduler = getattr(tgrad.optim.lr_scheduler, kind)(t.optimizer, **options)
             t.scheduler.step()
 
-        same(Training, lambda t: t.step, between=between)
+        same(small, lambda t: t.step, between=between)
 
 
 @case
@@ -129,8 +165,8 @@ def random_numbers() -> None:
 
         return step
 
-    same(Training, draws)
-    same(Training, draws, between=lambda t, i: tgrad.manual_seed(i) if i == 4 else tgrad.rand(3))
+    same(small, draws)
+    same(small, draws, between=lambda t, i: tgrad.manual_seed(i) if i == 4 else tgrad.rand(3))
 
 
 @case
@@ -149,9 +185,21 @@ def recomputed() -> None:
     same(Checkpointed, lambda t: t.step)
     smallest, tgrad.graph.SMALLEST_RECIPE = tgrad.graph.SMALLEST_RECIPE, 1
     try:
-        for policy in ("lean", "leanest", "keep"):
+        for policy in ("lean", "leanest"):
             with tgrad.activation_memory(policy):
                 same(Training, lambda t: t.step, steps=5)
+
+        def pending(t: Training, i: int) -> None:
+            """A forward pass whose backward comes after steps that write what would be recomputed for it."""
+            weight = t.model[0].weight
+            if i in (1, 4):
+                t.before = weight.relu()
+                t.before = t.before * t.before
+            if i in (3, 5):
+                (grad,) = tgrad.autograd.grad(t.before.sum(), weight)
+                t.found.append(grad.tolist())
+
+        same(Training, lambda t: t.step, between=pending)
     finally:
         tgrad.graph.SMALLEST_RECIPE = smallest
 
@@ -171,7 +219,7 @@ def inference() -> None:
 
             return step
 
-        same(Training, forward)
+        same(small, forward)
 
 
 @case
@@ -226,13 +274,27 @@ def state_replaced() -> None:
         if i == 5:
             t.model.load_state_dict({k: v * 0.5 for k, v in t.model.state_dict().items()})
 
-    same(Training, lambda t: t.step, between=between, graphs=2)
+    same(small, lambda t: t.step, between=between, graphs=2)
+
+    def slower(t: Training, i: int) -> None:
+        if i == 3:
+            saved = t.optimizer.state_dict()
+            saved["param_groups"][0]["lr"] = 0.001
+            t.optimizer.load_state_dict(saved)
+
+    same(lambda: Training("SGD", small=True), lambda t: t.step, between=slower, graphs=2)
+
+    def cleared(t: Training, i: int) -> None:
+        if i == 3:
+            t.optimizer.state.clear()
+
+    same(small, lambda t: t.step, between=cleared, graphs=2)
 
     def other_update(t: Training, i: int) -> None:
         if i == 3:
             t.optimizer.param_groups[0]["weight_decay"] = 0.0
 
-    same(lambda: Training("AdamW"), lambda t: t.step, between=other_update, graphs=2)
+    same(small, lambda t: t.step, between=other_update, graphs=2)
 
 
 @case

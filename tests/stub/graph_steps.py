@@ -21,6 +21,7 @@ class Training:
         import tgrad.nn as nn
 
         tgrad.manual_seed(1)
+        self.found: list[Any] = []  # what a case wants compared, too
         large = [nn.Linear(5, 7), nn.BatchNorm1d(7), nn.GELU(), nn.Dropout(0.3), nn.Linear(7, 3)]
         layers = [nn.Linear(5, 3), nn.Dropout(0.3)] if small else large
         self.model = nn.Sequential(*layers).to(getattr(tgrad, dtype))
@@ -47,10 +48,12 @@ class Training:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         grads = [None if p.grad is None else p.grad.tolist() for p in self.model.parameters()]
         kept = [
-            {k: v.tolist() if hasattr(v, "tolist") else v for k, v in self.optimizer.state[p].items()}
+            {k: v.tolist() if hasattr(v, "tolist") else v for k, v in self.optimizer.state.get(p, {}).items()}
             for p in self.model.parameters()
         ]
-        return [[t.tolist() for t in tensors], grads, kept, default_generator._offset, default_generator._seed]
+        versions = [t._version for t in tensors]
+        drawn = default_generator._offset, default_generator._seed
+        return [[t.tolist() for t in tensors], grads, kept, versions, *drawn, list(self.found)]
 
 
 def run(
@@ -99,13 +102,13 @@ def falls_back(says: str, step: Callable[[Training], Callable]) -> None:
     import tgrad
 
     make = lambda: Training(small=True)
-    eager = run(make, step, graphed=False, steps=4)
+    eager = run(make, step, graphed=False, steps=3)
     training = make()
-    one = tgrad.cuda.graphed(step(training), WARMUP)
+    one = tgrad.cuda.graphed(step(training), warmup=1)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         history = []
-        for i in range(4):
+        for i in range(3):
             out = one(training.inputs[i], training.targets[i])
             history.append([out.tolist(), *training.state()])
     for i, (a, b) in enumerate(zip(eager, history, strict=True)):

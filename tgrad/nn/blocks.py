@@ -1,19 +1,22 @@
-"""The policy "leanest": a block keeps its inputs alone, and backward runs it again.
+"""Blocks keep their inputs alone, and backward runs them again: the policy "leanest", and checkpoints by pattern.
 
-A block is a direct child of a ModuleList or Sequential that has submodules of its own; of blocks within blocks the
-outermost counts. It is run as `utils.checkpoint` runs a function, with what may not happen twice kept from it: running
-statistics move once, and a block that called a custom Function, or drew from a generator that the user holds, keeps
-what it saved. So does one with hooks.
+Of "leanest" a block is a direct child of a ModuleList or Sequential that has submodules of its own; of blocks within
+blocks the outermost counts. It is run as `utils.checkpoint` runs a function, with what may not happen twice kept from
+it: running statistics move once, and a block that called a custom Function, or drew from a generator that the user
+holds, keeps what it saved. So does one with hooks. What is offloaded by pattern runs in a region of offload.py.
 """
 
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 from tgrad import graph, modes, once
 from tgrad.nn import calls
 from tgrad.nn.calls import Calls
+from tgrad.offload import Region
+from tgrad.policy import matches
 from tgrad.recompute import Recomputed, readers
 from tgrad.saved_hooks import copy_aside, saved_tensors_hooks
 from tgrad.tensor import Tensor
@@ -71,7 +74,21 @@ class _Block(Frame):
 
 
 def _run(module: Calls, args: tuple, kwargs: dict) -> Any:
-    if not modes.current().record or graph.pack_hooks.get() or not module._modules or _hooked(module):  # type: ignore
+    if not modes.current().record or graph.pack_hooks.get():
+        return module.forward(*args, **kwargs)
+    block = module.is_block and graph.policy.get() == "leanest" and bool(module._modules)  # type: ignore[attr-defined]
+    chosen = graph.patterns.get()
+    if chosen is None:
+        return _run_block(module, args, kwargs) if block else module.forward(*args, **kwargs)
+    path = calls.current_path()
+    block = block or matches(chosen[0], path, module)
+    region = graph.offloading.get() is None and matches(chosen[1], path, module)
+    with Region() if region else nullcontext():
+        return _run_block(module, args, kwargs) if block else module.forward(*args, **kwargs)
+
+
+def _run_block(module: Calls, args: tuple, kwargs: dict) -> Any:
+    if _hooked(module):
         return module.forward(*args, **kwargs)
     block = _Block(module, args, kwargs)
     try:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tgrad.graph import policy
+from tgrad.graph import patterns, policy
 from tgrad.hooks import RemovableHandle
 from tgrad.nn.backward_hooks import BackwardHooks
 
@@ -24,7 +24,8 @@ class _Running(threading.local):
 
 _running = _Running()
 
-# Runs a block under the policy "leanest"; blocks.py, which stands above this module, sets it.
+# Runs a module that may be a block of the policy "leanest", checkpointed or offloaded; set by blocks.py, which stands
+# above this module.
 run_block: Any = None  # (module, args, kwargs) -> result
 
 
@@ -81,7 +82,7 @@ class Calls:
         try:
             if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
                 return self._call_with_hooks(args, kwargs)
-            if self.is_block and policy.get() == "leanest":
+            if patterns.get() is not None or (self.is_block and policy.get() == "leanest"):
                 return run_block(self, args, kwargs)
             return self.forward(*args, **kwargs)
         finally:
@@ -158,7 +159,10 @@ class Calls:
             if self._backward_hooks or self._backward_pre_hooks:
                 around = BackwardHooks(self, [*self._backward_hooks.values()], [*self._backward_pre_hooks.values()])  # type: ignore[arg-type]
                 args = around.around_inputs(args)
-            result = self.forward(*args, **kwargs)
+            if patterns.get() is None:
+                result = self.forward(*args, **kwargs)
+            else:
+                result = run_block(self, args, kwargs)
             for key, hook in list(self._forward_hooks.items()):
                 called.add(key)
                 changed = self._run_hook(key, hook, args, kwargs, result)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tgrad import autocasting, dispatch as path, dtypes, graph
 from tgrad.device import compute
-from tgrad.fused import wanted
+from tgrad.fusion.fused import wanted
 from tgrad.kernels.launch import holders
 from tgrad.layout import Layout, numel
 from tgrad.modes import current
@@ -43,7 +43,7 @@ ACTIVATIONS: dict[type, Callable[[Any], _Chosen]] = {
 # Those whose gradient needs their result alone: the only ones folded where gradients are recorded.
 FROM_RESULT = frozenset((ReLU, Tanh, Sigmoid))
 
-_FORWARDS: dict[type, Any] = {kind: kind.forward for kind in (Linear, *ACTIVATIONS)}
+_FORWARDS: dict[type, Any] = {kind: vars(kind)["forward"] for kind in (Linear, *ACTIVATIONS)}
 
 # float64 products are contracted, since they run on plain multiply-adds.
 _IN_FLOAT64 = (p.relu, p.leaky_relu)

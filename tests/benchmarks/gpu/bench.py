@@ -18,7 +18,12 @@ from tests.benchmarks.gpu.rows import Journal, Row
 from tests.benchmarks.gpu.timing import Call, Times
 
 CACHE = 60 << 20  # bytes of L2: what rotates in a graph is twice as large
+COMPILE = 12.0  # seconds that torch.compile may take
 SMALL = 8  # no size is larger in a smoke run
+
+
+class LeftOut(Exception):
+    """A contender does not take part."""
 
 
 @dataclass
@@ -123,8 +128,8 @@ class Bench:
             measure()
         except Exception as failure:
             self.failed(base, "", failure)
-        gc.collect()
         if not self.smoke:
+            gc.collect()
             torch.cuda.empty_cache()
 
     def _contest(
@@ -205,7 +210,8 @@ class Bench:
     def failed(self, base: Row, contender: str, failure: Exception, kind: str = "") -> None:
         """A row with the error's first line. A device that is lost takes the process along: its parent goes on."""
         first = (str(failure).strip().splitlines() or [""])[0]
-        self._note(base, contender, f"FAILED: {type(failure).__name__}: {first}"[:240], kind)
+        said = f"left out: {first}" if isinstance(failure, LeftOut) else f"FAILED: {type(failure).__name__}: {first}"
+        self._note(base, contender, said[:240], kind)
         self.wait()
 
     def wait(self) -> None:
@@ -213,8 +219,24 @@ class Bench:
             torch.cuda.synchronize()
 
     def compiled(self, function: Callable, **options: Any) -> Callable:
-        """`torch.compile`, from its first call on; in a smoke run the function itself, which is what is checked."""
-        return function if self.smoke else torch.compile(function, dynamic=False, **options)
+        """`torch.compile`, from its first call on; in a smoke run the function itself, which is what is checked.
+
+        Raises:
+            LeftOut: at the first call, if there is too little time to compile.
+        """
+        if self.smoke:
+            return function
+        ready: list[Callable] = []
+
+        def call(*args: Any) -> Any:
+            if not ready:
+                if self.left() < COMPILE:
+                    raise LeftOut(f"compiling takes too long for the {self.left():.0f} s left")
+                torch._dynamo.reset()  # functions made by one line of code share a cache of few entries
+                ready.append(torch.compile(function, dynamic=False, **options))
+            return ready[0](*args)
+
+        return call
 
 
 def _inside(region: Callable[[], Any], call: Call) -> Call:

@@ -18,7 +18,7 @@ from tests.benchmarks.gpu.sections import BUDGET, SECTIONS, Section
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.benchmarks.gpu", description="tgrad beside PyTorch on a GPU")
+    parser = argparse.ArgumentParser(prog="python3 -m tests.benchmarks.gpu", description="tgrad beside PyTorch")
     names = [section.name for section in SECTIONS]
     parser.add_argument("--out", type=Path, required=True, help="folder for benchmarks.csv, NOTES.md and plots")
     parser.add_argument("--sections", default=",".join(names), help=f"some of {','.join(names)}, run in that order")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tgrad import torch_memory
+from tgrad.interop import memory as torch_memory
 
 share = torch_memory.from_torch  # a tgrad tensor over a torch tensor's memory
 as_torch = torch_memory.share  # a torch tensor over a tgrad tensor's memory, whether or not it requires grad

@@ -1,7 +1,8 @@
 """Bytes by the CUDA allocator, and wall time, of training steps under each policy of activation memory.
 
-Saved: allocated after the forward, above what was before it, without the result. Peak: the most allocated during forward
-and backward, above what was before them. Gradients of every policy are compared bit for bit with those of "keep".
+Saved: allocated after the forward, above what was before it, without the result. Peak: the most allocated during
+forward and backward, above what was before them. Gradients of every policy are compared with those of "keep", bit for
+bit.
 """
 
 from __future__ import annotations

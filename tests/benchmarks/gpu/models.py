@@ -36,7 +36,8 @@ def feedforward(width: int, activation: str, dropout: float = 0.0) -> Callable[[
 
     def make(nn: Any, F: Any) -> Any:
         between = [getattr(nn, activation)(), *([nn.Dropout(dropout)] if dropout else [])]
-        return nn.Sequential(nn.Linear(width, width), nn.Linear(width, 4 * width), *between, nn.Linear(4 * width, width))
+        up, down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        return nn.Sequential(nn.Linear(width, width), up, *between, down)
 
     return make
 

@@ -15,7 +15,7 @@ Facts = dict[str, str]
 
 
 def write_csv(rows: Sequence[Row], facts: Facts, path: Path) -> None:
-    """One line per row; what the numbers belong to (machine, versions, commit, command) is in lines that begin with #."""
+    """One line per row; machine, versions, commit and command are in lines before them that begin with #."""
     with open(path, "w", newline="") as file:
         for name, value in facts.items():
             file.write(f"# {name}: {' '.join(value.split())}\n")
@@ -36,15 +36,15 @@ def write_notes(rows: Sequence[Row], facts: Facts, failures: Sequence[str], plot
     held = [row for row in rows if row.wanted]
     if held:
         met = sum(row.met is True for row in held)
-        parts += ["## Goals", "", f"{met} of {len(held)} met. Ratios are to PyTorch eager unless it says otherwise.", ""]
+        said = f"{met} of {len(held)} met. Ratios are to PyTorch eager unless it says otherwise."
         header = ("case", "dtype", "shape", "contender", "kind", "wanted", "measured", "met")
-        parts += [_table(header, [(r.case, r.dtype, r.shape, r.contender, r.kind, r.wanted, _number(r.measured), _met(r))
-                                  for r in held]), ""]  # fmt: skip
+        lines = [(*_place(r), r.wanted, _number(r.measured), _met(r)) for r in held]
+        parts += ["## Goals", "", said, "", _table(header, lines), ""]
     parts += ["## Predicted and measured", "", _table(("what", "predicted", "measured"), _predictions(rows)), ""]
     slow = [r for r in rows if r.contender.startswith("tgrad") and r.ratio and r.ratio > 1.02 and r.ms]
     if slow:
         slow.sort(key=lambda r: -(r.ratio or 0))
-        lines = [(r.case, r.dtype, r.shape, r.contender, r.kind, _number(r.ratio)) for r in slow[:40]]
+        lines = [(*_place(r), _number(r.ratio)) for r in slow[:40]]
         header = ("case", "dtype", "shape", "contender", "kind", "ratio")
         parts += ["## Where PyTorch is faster", "", _table(header, lines), ""]
     wrong = [*failures, *(f"{r.section}, {r.case} {r.dtype} {r.shape} {r.contender}: {r.note}" for r in _lost(rows))]
@@ -73,12 +73,12 @@ def _lost(rows: Iterable[Row]) -> list[Row]:
 
 
 def table(rows: Sequence[Row], facts: Facts, failures: Sequence[str]) -> str:
-    """For a terminal: the goals, worst first within a section; the rest is in the files."""
+    """For a terminal: the goals and host times, and what failed; the rest is in the files."""
     lines = [", ".join(f"{k} {facts[k]}" for k in ("gpu", "torch", "triton", "commit") if facts.get(k))]
     lines.append(", ".join(f"{k} {v:.0f}" for k, v in ceilings(rows).items()))
-    columns = "{:30.30} {:8.8} {:18.18} {:12.12} {:6} {:>9} {:>9} {:>6} {:>4} {:>7}  {}"
-    header = columns.format("case", "dtype", "shape", "contender", "kind", "ms", "torch ms", "ratio", "%", "error", "goal")
-    lines.append(header.rstrip())
+    columns = "{:26.26} {:4.4} {:17.17} {:13.13} {:6} {:>8} {:>8} {:>5} {:>3} {:>5} {}"
+    titles = ("case", "type", "shape", "contender", "kind", "ms", "torch ms", "ratio", "%", "error", "goal")
+    lines.append(columns.format(*titles))
     theirs = {row.key: row for row in rows if row.contender == "torch"}
     for r in rows:
         if not r.contender.startswith("tgrad") or r.note.startswith(("FAILED", "left out")):
@@ -86,11 +86,13 @@ def table(rows: Sequence[Row], facts: Facts, failures: Sequence[str]) -> str:
         if r.goal and not r.wanted and r.kind != "smoke" and r.goal not in ("host", "linear forward fp32"):
             continue
         other = theirs.get(r.key)
-        amount = lambda row: _number(row.ms) if row.ms else f"{row.bytes / 2**20:.0f} MiB" if row.bytes else ""
-        goal = f"{'met' if r.met else 'MISSED'}: {r.wanted}, is {_number(r.measured)}" if r.met is not None else ""
+        amount = lambda row: _number(row.ms) if row.ms else f"{row.bytes / 2**20:.0f}MiB" if row.bytes else ""
+        goal = "" if r.met is None else "met: " if r.met else "MISSED: "
+        goal += f"{r.wanted}, is {_number(r.measured)}" if goal else ""
         error = "" if r.error is None else f"{r.error:.0e}"
         percent = "" if r.percent is None else f"{r.percent:.0f}"
-        cells = (r.case, r.dtype, r.shape, r.contender, r.kind, amount(r), amount(other) if other else "")
+        kind = r.dtype.replace("bfloat", "bf").replace("float", "fp")
+        cells = (r.case, kind, r.shape, r.contender, r.kind, amount(r), amount(other) if other else "")
         more = goal or (r.note if "NOT EQUAL" in r.note else "")
         lines.append(columns.format(*cells, _number(r.ratio), percent, error, more).rstrip())
     for r in _lost(rows):
@@ -104,6 +106,10 @@ def table(rows: Sequence[Row], facts: Facts, failures: Sequence[str]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return row.case, row.dtype, row.shape, row.contender, row.kind
 
 
 def _met(row: Row) -> str:

@@ -25,7 +25,11 @@ def command(section: str, journal: Path) -> list[str]:
 
 
 def run(
-    sections: Sequence[Section], journal: Journal, budget: float, said: Callable[[str], None], command: Command = command
+    sections: Sequence[Section],
+    journal: Journal,
+    budget: float,
+    said: Callable[[str], None],
+    command: Command = command,
 ) -> list[str]:
     """Run the sections one by one; (what failed). Each process is started, and imports, while the one before works."""
     failures: list[str] = []

@@ -78,9 +78,10 @@ def _step(b: Bench, name: str, graph: bool) -> None:
         loss = lambda m, x, y: torch.nn.functional.mse_loss(m(x), y)
         fused = {"fused": True}
         if not graph:
-            calls = {"tgrad": tgrad_step(ours), "torch": torch_step(theirs, **fused)}
-            if b.left() > 25:
-                calls["torch.compile"] = torch_step(fresh(), b.compiled(loss), **fused)
+            calls = {
+                "tgrad": tgrad_step(ours), "torch": torch_step(theirs, **fused),
+                "torch.compile": torch_step(fresh(), b.compiled(loss), **fused),
+            }  # fmt: skip
             return Contest(calls, exact)
         if b.smoke:
             return Contest({"tgrad": tgrad_step(ours), "torch": torch_step(theirs, **fused)}, exact)
@@ -98,10 +99,8 @@ def _step(b: Bench, name: str, graph: bool) -> None:
         calls = {
             "tgrad": later(timing.graphed, tgrad_step(ours)),
             "torch": later(timing.captured, torch_step(theirs, capturable=True, **fused)),
+            "torch.compile": torch_step(fresh(), b.compiled(loss, mode="reduce-overhead"), capturable=True, **fused),
         }  # fmt: skip
-        if b.left() > 25:
-            reduced = b.compiled(loss, mode="reduce-overhead")
-            calls["torch.compile"] = torch_step(fresh(), reduced, capturable=True, **fused)
         return Contest(calls)
 
     name = f"MLP step, {name}" + (", graphs" if graph else "")

@@ -1,9 +1,10 @@
-"""One section, in a process of its own: waits for a line on its standard input, then runs and appends to the journal."""
+"""One section, in a process of its own: waits for a line on standard input, then runs, and appends to the journal."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ def facts() -> dict[str, str]:
         "python": sys.version.split()[0],
         "triton": triton.__version__,
         "numpy": numpy.__version__,
-        "commit": _said("git", "rev-parse", "HEAD"),
+        "commit": os.environ.get("TGRAD_COMMIT") or _said("git", "rev-parse", "HEAD"),  # a copy may lack the repository
         "changed": str(bool(_said("git", "status", "--porcelain"))),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "float32": f"tgrad {tgrad.get_float32_matmul_precision()}, torch {torch.get_float32_matmul_precision()}",
@@ -49,14 +50,17 @@ def facts() -> dict[str, str]:
 
 def state(when: str) -> dict[str, str]:
     """Clocks, power and temperature, where nvidia-smi is there. Nothing is changed."""
-    fields = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
+    fields = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
     said = _said("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
     return {f"state {when} ({fields})": said} if said else {}
 
 
 def _launcher() -> str:
+    from tgrad.device import compute
     from tgrad.kernels import native
 
+    if compute.type != "cuda":
+        return ""
     return "Python" if native.module() is None else "C"
 
 
@@ -75,8 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported while the section before still runs; the device is not touched before the line comes.
     import torch  # noqa: F401
 
+    import tests.benchmarks.gpu.bench  # noqa: F401
     import tgrad.nn  # noqa: F401
-    import tests.benchmarks.gpu.bench  # noqa: F401, I001
 
     line = sys.stdin.readline()
     if not line.strip():

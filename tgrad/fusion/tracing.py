@@ -60,6 +60,7 @@ class Recorder:
     """What one call of a fused function does.
 
     Attributes:
+        mode: the grad mode that it is in; None once it is over.
         tensors: those that it was called with, then others that it met.
         given: how many it was called with.
         numbers: Python numbers that ops met, one for each place.
@@ -76,6 +77,10 @@ class Recorder:
         self.mode: Mode | None = current()
         self.inputs = [self.tracer(t.layout, ("input", i)) for i, t in enumerate(tensors)]
         self.met = {id(t): ("input", i) for i, t in enumerate(tensors)}
+
+    def close(self) -> None:
+        """The call is over: hold no tensors, so that they are freed when nobody else does."""
+        self.mode, self.tensors, self.inputs, self.met = None, [], [], {}
 
     def tracer(self, like: Layout, ref: Ref) -> Tracer:
         t = Tracer()

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from tgrad.dispatch import dispatch
 from tgrad.expression import Expression, Ref
-from tgrad.fused import fused
-from tgrad.fused_reduction import fused_reduction
-from tgrad.retracing import Remembered
+from tgrad.fusion.fused import fused
+from tgrad.fusion.reduction import fused_reduction
+from tgrad.fusion.retracing import Remembered
+from tgrad.fusion.tracing import Recorder, Tracer
 from tgrad.tensor import Tensor
-from tgrad.tracing import Recorder, Tracer
 
 
 def fuse(function: Callable) -> Callable:
@@ -98,7 +98,7 @@ def _trace(function: Callable, args: tuple, kwargs: dict[str, Any], tensors: lis
         result = function(*[swap(a) for a in args], **{k: swap(v) for k, v in kwargs.items()})
         return _Traced(_name(function), recorder, result), recorder.tensors[recorder.given :]
     finally:
-        recorder.mode = None
+        recorder.close()
 
 
 class _Group(NamedTuple):

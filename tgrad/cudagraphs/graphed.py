@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tgrad import autocasting, dispatch, dtypes, graph, modes, random
-from tgrad.capture import Run, blame
+from tgrad.cudagraphs.capture import Run, blame
+from tgrad.cudagraphs.replay import Later, Mismatch, Refused, Step, copy, settle
+from tgrad.cudagraphs.snapshot import Snapshot
 from tgrad.device import compute
 from tgrad.kernels import cuda_graph, launch
 from tgrad.layout import layout, may_overlap_itself
 from tgrad.ops.matmul import get_float32_matmul_precision
-from tgrad.replay import Later, Mismatch, Refused, Step, copy, settle
-from tgrad.snapshot import Snapshot
 from tgrad.tensor import Tensor, empty
 
 MOST = 8  # graphs of one function
@@ -144,7 +144,7 @@ class Graphed:
 
 
 def graphed(function: Callable[..., Any], warmup: int = 3) -> Graphed:
-    """A function that runs a whole step, of training or inference, as one CUDA graph: same results, no host time.
+    """A function that runs a whole step, of training or inference, as one CUDA graph: same results, little host time.
 
     The first `warmup` calls run `function`; then a call captures what it launches, and later ones launch that again.
     Each call is one step, bit for bit the one that `function` would make: forward and backward, `optimizer.step()` and
@@ -192,7 +192,7 @@ def _context() -> tuple:
     region = autocasting.region()
     return (
         modes.current(), None if region is None else region.low, get_float32_matmul_precision(), graph.policy.get(),
-        dtypes.get_default_dtype(),
+        graph.patterns.get(), dtypes.get_default_dtype(),
     )  # fmt: skip
 
 

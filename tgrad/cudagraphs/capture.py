@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tgrad import dtypes, random, storage, updates
+from tgrad.cudagraphs.memory import Place, Pool, Table
 from tgrad.dtypes import dtype
-from tgrad.graph_memory import Place, Pool, Table
 from tgrad.kernels import cuda_graph
 from tgrad.kernels.creation import StreamAddress
 from tgrad.optim import optimizer as optimizers

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from tgrad import dispatch as path
 from tgrad.dispatch import dispatch
 from tgrad.expression import Expression, Operand, Ref
+from tgrad.fusion.mincut import cheapest_cut
 from tgrad.layout import Layout
-from tgrad.mincut import cheapest_cut
 from tgrad.modes import current
 from tgrad.op import Composed, check_devices, operand, pointwise_launch, result_layout
 from tgrad.rules import Plan, Rule

@@ -1,7 +1,7 @@
 """Tensors over memory that PyTorch, or another library by DLPack, holds as well.
 
 Memory is shared, history is not: a tensor that requires grad is refused. Write counters are not shared either: neither
-library sees the other's writes, except across the bridges of torch_bridge.py.
+library sees the other's writes, except across the bridges of bridge.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgrad.torch_bridge import tgrad_function, torch_function
-from tgrad.torch_memory import from_dlpack, from_torch, is_torch, to_torch
+from tgrad.interop.bridge import tgrad_function, torch_function
+from tgrad.interop.memory import from_dlpack, from_torch, is_torch, to_torch
 
 __all__ = ["from_dlpack", "from_torch", "is_torch", "tgrad_function", "to_torch", "torch_function"]

@@ -10,7 +10,7 @@ from tgrad.backward import Gradient, _pointwise
 from tgrad.device import compute
 from tgrad.dispatch import dispatch
 from tgrad.expression import Expression, Ref
-from tgrad.fused import Flow, Fused, fused, step_layouts, wanted
+from tgrad.fusion.fused import Flow, Fused, fused, step_layouts, wanted
 from tgrad.graph import Node
 from tgrad.kernels.launch import Launch
 from tgrad.layout import layout, numel

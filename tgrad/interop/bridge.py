@@ -14,11 +14,11 @@ import torch
 
 from tgrad import autograd, engine, modes
 from tgrad.function import Function
+from tgrad.interop.memory import from_torch, share
+from tgrad.interop.twins import Twins, flat_arguments, results_of, sync_all, tgrad_mode, torch_mode
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.tensor import Tensor
-from tgrad.torch_memory import from_torch, share
-from tgrad.torch_twins import Twins, flat_arguments, results_of, sync_all, tgrad_mode, torch_mode
 
 _FREED = (
     "Trying to backward through the graph a second time: what the function inside {} kept was freed by the first. "

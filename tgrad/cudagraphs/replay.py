@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tgrad import graph, modes
-from tgrad.capture import Captured, Later, Mismatch, Refused, Run, capture, numbered, renumber
-from tgrad.graph_memory import Touched
+from tgrad.cudagraphs.capture import Captured, Later, Mismatch, Refused, Run, capture, numbered, renumber
+from tgrad.cudagraphs.memory import Touched
+from tgrad.cudagraphs.snapshot import Snapshot, living, options
 from tgrad.nn.module import Module
 from tgrad.optim.optimizer import Optimizer
 from tgrad.recompute import Recipe
-from tgrad.snapshot import Snapshot, living, options
 from tgrad.tensor import Tensor, Version
 from tgrad.updates import update
 
@@ -122,7 +122,9 @@ class Step:
                 self.written.append((t, t.version, 1))
         self.modules = [(weakref.ref(m), training) for m, training in snapshot.modules]
         done = {id(u.optimizer) for u in self.run.updates}
-        self.optimizers = [(u.optimizer, u.optimizer.state, u.group) for u in self.run.updates]
+        self.optimizers = [
+            (u.optimizer, u.group, [(p, u.optimizer.state.get(p)) for p in u.params]) for u in self.run.updates
+        ]
         mine = {id(leaf.tensor) for leaf in self.leaves}
         self.frozen: list[tuple[weakref.ref[Optimizer], list[dict[str, Any]]]] = [
             (weakref.ref(o), options(o)) for o in snapshot.optimizers
@@ -139,9 +141,13 @@ class Step:
             module: Module | None = reference()
             if module is not None and module.training is not training:
                 return False
-        for optimizer, state, group in self.optimizers:
-            if optimizer.state is not state or not any(g is group for g in optimizer.param_groups):
+        for optimizer, group, kept in self.optimizers:
+            if not any(g is group for g in optimizer.param_groups):
                 return False
+            state = optimizer.state
+            for p, of_it in kept:
+                if state.get(p) is not of_it:
+                    return False
         for other, before in self.frozen:
             optimizer_ = other()
             if optimizer_ is not None and options(optimizer_) != before:

@@ -1,0 +1,1 @@
+"""`tgrad.cuda.graphed`: a whole step as a CUDA graph."""
