@@ -47,6 +47,7 @@ def made(name: str, module: str, *arguments: str, wait: bool = True, **environme
         RuntimeError: the program failed.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
+    name += "-thorough" * (os.environ.get("TGRAD_THOROUGH") == "1")
     path = CACHE / f"{name}-{state()}.json"
     with open(CACHE / f"{name}.lock", "w") as lock:
         try:

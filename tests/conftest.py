@@ -14,6 +14,7 @@ ON_GPU = compute.type == "cuda"
 
 
 def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="run the tests marked thorough too")
     parser.addoption("--until", type=float, metavar="SECONDS", help="skip the tests that would begin after this time")
 
 
@@ -26,7 +27,12 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the markers added here
 def pytest_collection_modifyitems(config, items):
     no_device = pytest.mark.skip(reason="needs a CUDA device")
+    no_time = pytest.mark.skip(reason="takes long: make test ARGS=--thorough")
+    if config.getoption("--thorough"):
+        os.environ["TGRAD_THOROUGH"] = "1"  # for aot_sweep.py too
     for item in items:
+        if item.get_closest_marker("thorough") and not config.getoption("--thorough"):
+            item.add_marker(no_time)
         if ON_GPU and item.get_closest_marker("anywhere"):
             item.add_marker(pytest.mark.gpu)
         elif not ON_GPU and item.get_closest_marker("gpu"):

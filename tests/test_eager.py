@@ -90,7 +90,7 @@ def test_no_reference_is_kept_or_lost(compiler):
     assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_it_does_what_the_python_forms_do(compiler):
     done = run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *SUITES)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -32,6 +32,7 @@ def test_a_process_for_each_engine_and_mode(monkeypatch):
     assert alone.environment["device"] == here.environment["device"] and "peak" in alone.sentences()["mlp"]
 
 
+@pytest.mark.thorough
 def test_points_of_the_scale_law(monkeypatch):
     def call(task, **arguments):  # the task itself, in this process
         return isolated.TASKS[task](**arguments)

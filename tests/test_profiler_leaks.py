@@ -60,6 +60,7 @@ def test_a_list_of_losses_is_named():
     assert "Leak: 132 B (±0 B) stay" in text and "losses[6]" in text and ".item()" in text
 
 
+@pytest.mark.thorough
 def test_a_global_list_and_a_dict_in_an_object():
     class Logger:
         def __init__(self):
@@ -93,6 +94,7 @@ def test_a_sum_that_keeps_its_graph():
     assert found.holders[0].name == "total['loss']"
 
 
+@pytest.mark.thorough
 def test_detached_losses_leak_only_themselves():
     losses = []
 

@@ -56,6 +56,7 @@ def test_latency_is_the_distribution_and_the_interval_of_the_median():
     assert plots_times.latency(aggregate.samples_frame([]), "w", True) is None
 
 
+@pytest.mark.thorough
 def test_the_plot_of_a_leak(tmp_path, monkeypatch, capsys):
     grows = Leaks([100, 200, 300, 400], 100.0, 0.0)
     figure = leak_plot.draw(grows)

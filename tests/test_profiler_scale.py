@@ -95,6 +95,7 @@ def test_a_batch_of_none():
         scale("mlp", [0, 1, 2])
 
 
+@pytest.mark.thorough
 def test_a_report_shows_the_law_that_was_measured_with_it(tmp_path, capsys):
     out = tmp_path / "out"
     given = ["profile", "mlp", "--batch-size", "2", "--width", "8", "--depth", "1", "--repeats", "1", "--out", str(out)]

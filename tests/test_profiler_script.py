@@ -133,6 +133,7 @@ def test_bad_input(script, capsys):
     assert out == "" and "not empty" in err  # before the script runs
 
 
+@pytest.mark.thorough
 def test_a_real_interruption(script):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-m", "tgrad.profiler", "run", "--out", "out", "train.py", "--", "wait"]
