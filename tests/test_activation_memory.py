@@ -174,7 +174,10 @@ def test_backward_may_run_twice(policy):
             np.testing.assert_array_equal(a.cpu().numpy(), b.cpu().numpy())
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+OTHERS = [pytest.param(p, marks=pytest.mark.thorough) for p in ("keep", "leanest")]
+
+
+@pytest.mark.parametrize("policy", ["lean", *OTHERS])
 def test_second_derivatives(policy, monkeypatch):
     monkeypatch.setattr(tgrad.graph, "SMALLEST_RECIPE", 0)
     tgrad.op.forget_plans()

@@ -112,6 +112,7 @@ for case in ("one", "two", "three"):
 """
 
 
+@pytest.mark.thorough
 def test_a_crash_and_a_hang_cost_one_section_at_most(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "GRACE", 0.3)
     monkeypatch.setattr(runner, "LEAST", 0.1)

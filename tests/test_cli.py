@@ -155,7 +155,8 @@ def test_python_dash_m_is_the_command(tmp_path):
 
 
 # --- a user's own model ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("factory", "rows"), [("factory", 3), ("with_loss", 2), ("whole", 0)])
+@pytest.mark.parametrize(("factory", "rows"), [("with_loss", 2), pytest.param("factory", 3, marks=pytest.mark.thorough),
+                                                pytest.param("whole", 0, marks=pytest.mark.thorough)])  # fmt: skip
 def test_a_factorys_model(model, capsys, factory, rows):
     assert main(["profile", f"model.py:{factory}", "--repeats", "1", "--out", "out", "--quiet"]) == 0
     text = (model / "out" / "saved.csv").read_text()

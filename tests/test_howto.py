@@ -25,8 +25,14 @@ def test_every_question_is_answered():
         assert tuple(re.findall(r"^\$ (.*)$", console, re.MULTILINE)) == commands and words in TEXT
 
 
+FIRST, *LATER = SECTIONS
+
+
 @pytest.mark.skipif(compute.type == "cuda", reason="written without a GPU: with one there are more columns")
-@pytest.mark.parametrize(("title", "console"), SECTIONS, ids=[title for title, _ in SECTIONS])
+@pytest.mark.parametrize(
+    ("title", "console"), [FIRST, *(pytest.param(*s, marks=pytest.mark.thorough) for s in LATER)],
+    ids=[title for title, _ in SECTIONS],
+)  # fmt: skip
 def test_the_commands_print_what_is_shown(title, console, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("examples").symlink_to(ROOT / "examples")

@@ -134,6 +134,7 @@ def test_bad_input():
         leaks(fails)
 
 
+@pytest.mark.thorough
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop.py").write_text(LOOP)

@@ -65,6 +65,7 @@ def test_an_encoder_and_a_stack_by_hand(stack):
     assert encoder["lean"].saved_bytes < encoder["keep"].saved_bytes and stack.ok
 
 
+@pytest.mark.thorough
 def test_files_and_words(stack, tmp_path):
     folder = stack.save(tmp_path / "out")
     assert {p.name for p in folder.iterdir()} == {"summary.md", "table.csv", "plot.png", "plot.svg"}
@@ -93,6 +94,7 @@ def small(depth=2):
     return workload(block, Sizes(256, 16, depth), "float32")
 
 
+@pytest.mark.thorough
 def test_the_planner_runs_the_fastest_plan_that_fits_or_says_by_how_much_none_does():
     model = small()
     none = fit(model, 1)

@@ -63,6 +63,7 @@ def test_an_mlp_grows_by_its_hidden_rows():
     assert make("mlp", Options(2, width=8, depth=2)).batch_size == 2
 
 
+@pytest.mark.thorough
 def test_the_command(tmp_path, capsys):
     given = ["scale", "mlp", "--batch-sizes", "2,4,8,16", "--width", "8", "--depth", "1", "--memory", "1MiB"]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0

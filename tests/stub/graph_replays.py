@@ -25,7 +25,7 @@ def small() -> Training:
 @case
 def optimizers() -> None:
     for name, options in (
-        ("SGD", {"momentum": 0.9, "nesterov": True}), ("AdamW", {}), ("Adam", {"amsgrad": True, "foreach": False}),
+        ("SGD", {"momentum": 0.9, "nesterov": True}), ("Adam", {"amsgrad": True, "foreach": False}),
         ("RMSprop", {"momentum": 0.5, "centered": True}), ("Adagrad", {"lr_decay": 0.1}),
     ):  # fmt: skip
         same(lambda: Training(name, small=name != "AdamW", **options), lambda t: t.step, steps=4)
