@@ -125,6 +125,7 @@ def test_json_alone_is_on_stdout(capsys):
     assert all(type(v) in (int, float, str, type(None)) for run in found["runs"] for v in run.values())
 
 
+@pytest.mark.thorough
 def test_quiet_prints_nothing(capsys, tmp_path):
     assert main(["profile", "mlp", *SMALL, "--quiet", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr() == ("", "")

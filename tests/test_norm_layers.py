@@ -71,6 +71,7 @@ def test_constant_rows_and_no_rows():
     assert F.layer_norm(T.zeros(2, 0), (0,)).shape == (2, 0)
 
 
+@pytest.mark.thorough
 def test_second_derivatives():
     x = T.tensor(random("second").standard_normal((3, 4)), requires_grad=True)
     w, b = (T.tensor(random("second", k).standard_normal(4), requires_grad=True) for k in range(2))

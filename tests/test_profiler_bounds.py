@@ -163,6 +163,7 @@ def deep(layers=48):
     return Report(records, {"is_interpreted": True}, {}, [Scale("deep", points, laws)])
 
 
+@pytest.mark.thorough
 def test_the_page_of_48_layers_is_below_two_megabytes(tmp_path):
     deep().save(tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_bytes()

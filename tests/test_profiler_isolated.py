@@ -15,6 +15,7 @@ EXACT = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_process_for_each_engine_and_mode(monkeypatch):
     called = []
     call = isolated.call

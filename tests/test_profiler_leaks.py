@@ -104,6 +104,7 @@ def test_detached_losses_leak_only_themselves():
     assert leaks(train, iterations=3).slope_bytes == 4
 
 
+@pytest.mark.thorough
 def test_evaluation_without_no_grad_is_warned_of():
     def evaluate():
         return model(tgrad.ones(4, 8)).argmax(1)

@@ -88,6 +88,7 @@ def test_a_callable_that_is_no_module(mode):
     assert figures(workload, "grad+checkpoint")["residual_bytes"] == 0
 
 
+@pytest.mark.thorough
 def test_changes_add_up_byte_by_byte(report):
     changes = report.mode_changes
     assert list(changes["mode"]) == list(ALL_MODES[1:])
@@ -107,6 +108,7 @@ def test_a_mode_without_its_counterpart_is_compared_with_the_one_before():
     assert report.mode_changes["graph_bytes_change"][0] > 0
 
 
+@pytest.mark.thorough
 def test_the_page_explains_each_mode(report, tmp_path):
     folder = report.save(tmp_path / "out")
     page, summary = (folder / "report.html").read_text(), (folder / "summary.md").read_text()

@@ -90,6 +90,7 @@ def test_leaks(): held.append(keeps() * 2)
 """
 
 
+@pytest.mark.thorough
 def test_the_plugin(tmp_path):
     (tmp_path / "test_it.py").write_text(TESTS)
     words = ["-m", "pytest", "-p", "tgrad.profiler.pytest_plugin", "--strict-markers", "-q", "-p", "no:cacheprovider"]

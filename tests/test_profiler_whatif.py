@@ -154,6 +154,7 @@ def test_the_front():
     assert "<table" in result._repr_html_()
 
 
+@pytest.mark.thorough
 def test_the_command(tmp_path, capsys):
     argv = ["whatif", "mlp", "--width", "8", "--depth", "2", "--batch-size", "4", "--repeats", "1"]
     out = tmp_path / "out"
