@@ -30,7 +30,7 @@ def devices():
 
 
 @pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
-@pytest.mark.parametrize("launcher", ["native", "triton"])
+@pytest.mark.parametrize("launcher", ["native", pytest.param("triton", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", cases.CASES)
 def test_launches(name, launcher):
     assert not launches(launcher)[name], launches(launcher)[name]
