@@ -20,8 +20,9 @@ from tgrad.rules import NUMBER, SAVED, Plan
 from tgrad.storage import Allocation
 from tgrad.tensor import Tensor, empty, make
 
-# The most kernels that one recipe runs.
+# The most kernels that one recipe runs, and the most nodes that are looked at for one: views cost nothing.
 LONGEST = 4
+DEEPEST = 16
 
 # A recipe and bytes from the first of its result, or memory and an address.
 Place = tuple[Any, int]
@@ -166,16 +167,16 @@ graph.about_to_write = about_to_write
 
 # --- finding a recipe
 # ------------------------------------------------------------------------------------------------
-def place_of(node: Node) -> Place | None:
+def place_of(node: Node, depth: int = 0) -> Place | None:
     """How to make the result of `node` again from memory that the graph keeps anyway, or where that memory holds it;
     None where neither can be.
     """
-    if node.saved is None:  # freed, or still being recorded
+    if node.saved is None or depth == DEEPEST:  # freed, or still being recorded
         return None
-    return _place_of(node, node.saved)
+    return _place_of(node, node.saved, depth)
 
 
-def _place_of(node: Node, saved: tuple[Saved, ...]) -> Place | None:
+def _place_of(node: Node, saved: tuple[Saved, ...], depth: int = 0) -> Place | None:
     made = None if node.recipe is None else node.recipe()
     if made is not None:
         return made, 0
@@ -194,7 +195,7 @@ def _place_of(node: Node, saved: tuple[Saved, ...]) -> Place | None:
                 return None
             place = _memory(saved[i], node, lenders)
         else:
-            place = _behind(node.edges[i], node, lenders)
+            place = _behind(node.edges[i], node, lenders, depth)
         if place is None:
             return None
         tensors.append(place)
@@ -230,14 +231,14 @@ def _memory(s: Saved, holder: Node, lenders: list[tuple[Node, Allocation]]) -> t
     return s.storage, s.ptr
 
 
-def _behind(edge: Any, node: Node, lenders: list[tuple[Node, Allocation]]) -> tuple[Any, int] | None:
+def _behind(edge: Any, node: Node, lenders: list[tuple[Node, Allocation]], depth: int) -> tuple[Any, int] | None:
     """An operand that its maker saved, or can make again; or a leaf, as it was when `node` was recorded."""
     if isinstance(edge, Tensor):
         return (edge.storage, edge.ptr) if unwritten(edge.storage, node.key) else None
     for s in edge.saved or ():
         if s.edge is graph._ITSELF:
             return _memory(s, edge, lenders)
-    return place_of(edge)
+    return place_of(edge, depth + 1)
 
 
 def intact(args: Any, node: Node) -> bool:

@@ -70,12 +70,19 @@ def decide(node: Node, args: Any) -> bool:
 
 def _settle(node: Node, saved: Saved | None) -> None:
     """Decide for the relus at `node` or before it: `saved` is how their consumer keeps it, None: not."""
-    node.undecided = False
-    if not getattr(node.rule.op, "sign", False):
-        for edge in node.edges:
-            if isinstance(edge, Node) and edge.undecided:
-                _settle(edge, saved)
-        return
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if not node.undecided:
+            continue
+        node.undecided = False
+        if node.rule.signs:
+            _pack_unless_kept(node, saved)
+        else:
+            waiting += [e for e in node.edges if isinstance(e, Node)]
+
+
+def _pack_unless_kept(node: Node, saved: Saved | None) -> None:
     own = (node.saved or (None,))[0]
     if type(own) is not Saved or own.version.value != own.expected:
         return
