@@ -430,9 +430,9 @@ def test_writing_relus_result_after_it_was_packed_is_seen():
 @pytest.mark.parametrize("first", ["leaf", "relu"])
 def test_long_chains_are_not_recursed(first):
     """Neither in looking for a recipe, nor in deciding what a relu far behind keeps."""
-    x = tgrad.ones(1024, requires_grad=True)
-    y = F.relu(F.silu(x) * x) if first == "relu" else x
+    x = tgrad.ones(32, 32, requires_grad=True)
+    y = F.relu(F.linear(x, tgrad.eye(32))) if first == "relu" else x
     for _ in range(1500):
         y = y * 1.0
     (y.sum() if first == "relu" else (y * y).sum()).backward()
-    assert float(x.grad[0]) == pytest.approx(2.0 if first == "leaf" else 1.6587, rel=1e-3)
+    assert bool((x.grad == (2.0 if first == "leaf" else 1.0)).all())
