@@ -70,9 +70,11 @@ def write_markdown(outcomes: list[Outcome], lacking: list[str], command: str, pa
         "# torch's op database", "",
         "Every op that tgrad has under a torch name, on the samples of `torch.testing._internal`'s `op_db` in tgrad's "
         "dtypes: results, gradients from random cotangents, methods and in-place forms beside torch's. What agreement "
-        "means is in `tests/opdb/agreement.py`, what is out of scope in `tests/opdb/scope.py`. "
+        "means is in `tests/opdb/agreement.py`, what is out of scope in "
+        "`tests/opdb/scope.py`. "
         "In half types attention and linear_cross_entropy are held to the error of torch's own composition in that "
-        "dtype (`tests/opdb/composed.py`), which is more than that of torch's CPU kernels, which compute them in float32.", "",
+        "dtype (`tests/opdb/composed.py`), which is more than that of torch's CPU kernels, which compute them in "
+        "float32.", "",
         f"`{command}`: {versions}.", "", f"**{closing(outcomes)}.** {errors(outcomes)}", "",
         "| out of scope | samples |", "| --- | ---: |", *(f"| {why} | {n} |" for why, n in reasons.most_common()), "",
         "| " + " | ".join(COLUMNS) + " |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
