@@ -95,8 +95,7 @@ def rows(dtype: Any, full: bool) -> Iterator[Any]:
         backward(F.cross_entropy(tensor(m, n), tgrad.tensor(np.zeros(m, np.int64))))
 
     def norm(n: int) -> None:
-        weight = tensor(n)
-        backward(F.layer_norm(tensor(512, n), (n,), weight, weight))
+        backward(F.layer_norm(tensor(16384, n), (n,), tensor(n), tensor(n)))
 
     cases: dict[str, Callable[[], Any]] = {
         "softmax": lambda: backward(F.softmax(tensor(512, 1000), 1)),
@@ -105,10 +104,20 @@ def rows(dtype: Any, full: bool) -> Iterator[Any]:
         "cross_entropy": lambda: loss(512, 1000),
         "longest cross_entropy": lambda: loss(64, 32768),
         "layer_norm": lambda: norm(1000),
+        "layer_norm of wide rows": lambda: norm(4096),
+        "longest layer_norm of one pass": lambda: norm(8192),
         "longest layer_norm": lambda: norm(16384),
-        "rms_norm": lambda: backward(F.rms_norm(tensor(512, 1000), (1000,), tensor(1000))),
+        "rms_norm": lambda: backward(F.rms_norm(tensor(16384, 1000), (1000,), tensor(1000))),
+        "layer_norm without weights": lambda: backward(F.layer_norm(tensor(512, 1000), (1000,))),
     }
     for label, run in cases.items():
-        yield Program(f"{label} {dtype.name}", run, ("once",), full or "longest" in label)
+        yield Program(f"{label} {dtype.name}", run, ("once",), full or "longest" in label or "wide" in label)
+
+    def sums() -> None:
+        backward(F.layer_norm(pretended((512, 1000), dtype), (1000,), tensor(1000), tensor(1000)))
+        backward(F.group_norm(tensor(32, 256), 32, tensor(256), tensor(256)))
+        backward(F.group_norm(tensor(32, 256, 28, 28), 32, tensor(256), tensor(256)))
+
+    yield Program(f"sums of norms {dtype.name}", sums, (), full)
     # By elements; but it is to fit into the registers.
     yield Program(f"longest odd softmax {dtype.name}", lambda: F.softmax(pretended((64, 16381), dtype), 1), (), full)

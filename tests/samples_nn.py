@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.sampling import BINARY, CLASSES, Input, Sample, case, positive
 from tgrad.dispatch import dispatch
-from tgrad.ops import linear_cross_entropy as linear_loss, losses, row_norm
+from tgrad.ops import linear_cross_entropy as linear_loss, losses, row_norm, row_norm_backward
 
 
 def probability(rng, shape):
@@ -100,40 +100,44 @@ ROWS = (
 GROUPS = (case("odd", (3, 4, 5), (4,), (4,), length=20), case("flat", (5, 4), (4,), (4,), length=20))
 
 
-def _statistics(x):
-    """Mean and 1 / deviation of the rows of (rows, groups, channels, elements), as the forward keeps them."""
-    return dispatch(row_norm._layer_norm, (x, None, None, 1e-5), (False,))[1:3]
+def _norm_backward(g, x, weight, wanted, over=None):
+    """The gradient by the `wanted` one of x and weight, from the statistics that the forward keeps."""
+    over = (x.shape[-1],) if over is None else over
+    op = row_norm.group_norm_op if isinstance(over, int) else row_norm.layer_norm_op
+    _, mean, rstd = dispatch(op, (x, None, None, 1e-5), (over,))
+    kinds = tuple(weight.dtype for name in wanted if name != "x")
+    weight = weight if "x" in wanted else None  # the sums do without
+    return dispatch(row_norm_backward.backward_op, (g, x, mean, rstd, weight), (over, wanted, kinds))[-1]
 
 
-def _hat(x):
-    spread = torch.sqrt(x.var((2, 3), correction=0, keepdim=True) + 1e-5)
-    return (x - x.mean((2, 3), keepdim=True)) / spread, spread
+def _norm_backward_torch(g, x, weight, wanted, over=None):
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    over = (x.shape[-1],) if over is None else over
+    out = F.group_norm(x, over, weight) if isinstance(over, int) else F.layer_norm(x, over, weight)
+    return torch.autograd.grad(out, {"x": x, "weight": weight}[wanted[-1]], g)[0]
 
 
-def _backward(g, x):
-    hat, spread = _hat(x)
-    average = lambda t: t.mean((2, 3), keepdim=True)
-    return (g - average(g) - hat * average(g * hat)) / spread
-
-
-FOUR = (case("odd", (5, 1, 7, 1), (5, 1, 7, 1), length=35), case("groups", (3, 2, 2, 5), (3, 2, 2, 5), length=30))
+BACKWARD = tuple(
+    case(f"{id}-{'-'.join(wanted)}", *shapes, length=35, wanted=wanted, **over)
+    for id, shapes, over in (
+        ("odd", ((5, 7), (5, 7), (7,)), {}), ("groups", ((3, 4, 5), (3, 4, 5), (4,)), {"over": 2}),
+        ("flat-groups", ((5, 6), (5, 6), (6,)), {"over": 3}),
+    )
+    for wanted in (("x",), ("weight",), ("x", "weight"))
+)  # fmt: skip
 NORMS = [
-    Sample(row_norm._layer_norm, lambda x, w, b: row_norm.layer_norm(x, (7,), w, b),
+    Sample(row_norm.layer_norm_op, lambda x, w, b: row_norm.layer_norm(x, (7,), w, b),
            lambda x, w, b: F.layer_norm(x, (7,), w, b), (Input(), Input(), Input()), ROWS, **REAL, factor=4,
            scale=4, back_factor=16, back_scale=8, bits=False),
-    Sample(row_norm._rms_norm, lambda x, w: row_norm.rms_norm(x, (7,), w, 1e-5),
+    Sample(row_norm.rms_norm_op, lambda x, w: row_norm.rms_norm(x, (7,), w, 1e-5),
            lambda x, w: F.rms_norm(x, (7,), w, 1e-5), (Input(), Input()),
            (case("odd", (5, 7), (7,), length=35), case("transposed", (5, 7), (7,), ways="transposed", length=35)),
            **REAL, factor=4, scale=4, back_factor=16, back_scale=8, bits=False),
-    Sample(row_norm._group_norm, lambda x, w, b: row_norm.group_norm(x, 2, w, b),
+    Sample(row_norm.group_norm_op, lambda x, w, b: row_norm.group_norm(x, 2, w, b),
            lambda x, w, b: F.group_norm(x, 2, w, b), (Input(), Input(), Input()), GROUPS, **REAL, factor=4,
            scale=4, back_factor=16, back_scale=8, bits=False),
-    Sample(row_norm._backward, lambda g, x: row_norm._backward(g, x, *_statistics(x), None, rms=False), _backward,
-           (Input(), Input()), FOUR, **REAL, factor=16, scale=8),
-    Sample(row_norm._weight_backward,
-           lambda g, x: row_norm._weight_backward(g, x, *_statistics(x), kind=x.dtype),
-           lambda g, x: (g * _hat(x)[0]).sum((0, 3), True), (Input(), Input()), FOUR, **REAL, factor=16,
-           scale=8),
+    Sample(row_norm_backward.backward_op, _norm_backward, _norm_backward_torch, (Input(), Input(), Input()), BACKWARD,
+           **REAL, factor=16, scale=8),
 ]  # fmt: skip
 
 SAMPLES = [*LOSSES, *NORMS]
