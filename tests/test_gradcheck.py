@@ -122,10 +122,12 @@ def test_softmax_backward_is_its_composed_twin(op, dim, dtype):
 @pytest.mark.parametrize("dtype", [tgrad.float32, tgrad.float64], ids=lambda d: d.name)
 @pytest.mark.parametrize("reduction", softmax.REDUCTIONS)
 @pytest.mark.parametrize("ignore", [-100, 2])
-def test_cross_entropy_backward_is_its_composed_twin(reduction, ignore, dtype):
+@pytest.mark.parametrize(("weighted", "smoothing"), [(False, 0.0), (True, 0.0), (False, 0.25), (True, 0.25)])
+def test_cross_entropy_backward_is_its_composed_twin(reduction, ignore, weighted, smoothing, dtype):
     x = tgrad.tensor(random("x").normal(size=(7, 5)) * 3, dtype=dtype, requires_grad=True)
     t = tgrad.tensor([0, 4, 2, 2, 1, 3, 0])
-    for a, b in both(softmax.cross_entropy, [x, t], ignore, reduction):
+    w = tgrad.tensor([0.5, 2.0, 1.25, 0.0, 3.0], dtype=dtype) if weighted else None
+    for a, b in both(softmax.cross_entropy, [x, t], ignore, reduction, w, smoothing):
         rounding(a, b, 7)
 
 

@@ -50,7 +50,7 @@ OPS = {
     "embedding": (lambda i: F.embedding(i, table(3, 2)), "embedding", False),
     "one_hot": (lambda i: F.one_hot(i, 3), "one_hot", False),
     "cross_entropy": (lambda i: F.cross_entropy(table(3, 3), i), "cross_entropy", False),
-    "cross_entropy weighted": (lambda i: F.cross_entropy(table(3, 3), i, table(3)), "nll_loss", False),
+    "cross_entropy weighted": (lambda i: F.cross_entropy(table(3, 3), i, table(3)), "cross_entropy", False),
     "nll_loss": (lambda i: F.nll_loss(table(3, 3), i), "nll_loss", False),
     "linear_cross_entropy": (
         lambda i: F.linear_cross_entropy(table(3, 2), table(3, 2), i), "linear_cross_entropy", False,

@@ -12,6 +12,7 @@ from tests.compare import random
 from tests.errors import message
 from tests.twins import agree, host, leaves, same
 from tgrad import nn
+from tgrad.device import compute
 
 G = torch.nn.functional
 REDUCTIONS = ["none", "mean", "sum"]
@@ -222,6 +223,7 @@ def test_errors_are_torchs():
         assert quiet(message, call, F, T) == quiet(message, call, G, torch)
 
 
+@pytest.mark.skipif(compute.type == "cuda", reason="the CPU's check: on a GPU it would wait for the values")
 def test_a_probability_outside_is_refused():
     with pytest.raises(RuntimeError, match="all elements of input should be between 0 and 1"):
         F.binary_cross_entropy(T.tensor([1.5]), T.tensor([1.0]))
@@ -229,7 +231,7 @@ def test_a_probability_outside_is_refused():
 
 def test_a_class_out_of_range_is_refused():
     for options in ({}, {"label_smoothing": 0.1}, {"weight": T.ones(3)}):
-        with pytest.raises(IndexError, match="Target 3 is out of bounds"):
+        with T.check_indices(), pytest.raises(IndexError, match="Target 3 is out of bounds|index 3, at"):
             F.cross_entropy(T.ones(2, 3), T.tensor([0, 3]), **options)
 
 

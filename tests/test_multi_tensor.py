@@ -219,7 +219,7 @@ def assert_norms_match(order):
     given.append(given[0].expand(4, 3))
     for kind, rtol in ((T.float32, 1e-6), (T.float64, 1e-12), (T.bfloat16, 0.01)):
         tensors = [t.to(kind) for t in given] + [values((6, 4), 3).to(kind)[:, 1::2]]
-        exact = torch.nn.utils.get_total_norm([torch.tensor(t.double().numpy()) for t in tensors], order)
+        exact = torch.nn.utils.get_total_norm([torch.tensor(t.double().cpu().numpy()) for t in tensors], order)
         found = T.nn.utils.get_total_norm(tensors, order)
         assert found.dtype is kind and found.shape == ()
         np.testing.assert_allclose(found.double().item(), exact.item(), rtol=rtol)
@@ -263,13 +263,15 @@ def test_clipping_has_the_bits_of_one_by_one_and_few_launches():
     norm = T.nn.utils.clip_grad_norm_(params, 0.5)
     scale = T.clamp(0.5 / (norm + 1e-6), max=1.0)
     for p, g, version in zip(params, before, versions):
-        assert p.grad._version == version + 1 and p.grad.tolist() == g.mul_(scale.to(g.dtype)).tolist()
+        wide = T.float64 if g.dtype is T.float64 else T.float32
+        assert p.grad._version == version + 1
+        assert p.grad.tolist() == (g.to(wide) * scale.to(wide)).to(g.dtype).tolist()
     names, alike = [], [T.nn.Parameter(T.ones(3)) for _ in range(16)]
     for p in alike:
         p.grad = T.ones(3)
     with launch.listen(names.append):
         T.nn.utils.clip_grad_norm_(alike, 0.5)
-    assert names.count("norm") == names.count("mul_") == 1 and len(names) < 10
+    assert names == ["norm", "norm", "clip_grad_norm_"]  # sums, their root, and the scaling by what it gives
 
 
 @pytest.mark.parametrize("bad", [None, math.inf, -math.inf, math.nan])

@@ -9,8 +9,8 @@ from tgrad.autocasting import is_autocast_enabled, low
 from tgrad.dispatch import dispatch
 from tgrad.layout import numel
 from tgrad.nn import losses
+from tgrad.ops.linear import linear
 from tgrad.ops.linear_cross_entropy import chunk_rows, linear_cross_entropy_op
-from tgrad.ops.matmul import linear
 from tgrad.ops.softmax import check_classes
 from tgrad.ops.views import reshape
 from tgrad.tensor import Tensor
@@ -95,7 +95,8 @@ def linear_cross_entropy(
     rows, features = x.shape
     given = None if options is None else options.batch_chunk_size
     size = chunk_rows(rows, features, linear_weight.shape[0]) if given is None else min(given, rows)
-    args = x, linear_weight, linear_bias, reshape(target, (rows,)), None if weight is None else weight.detach()
+    each = None if weight is None else weight.detach().contiguous()
+    args = x, linear_weight, linear_bias, reshape(target, (rows,)), each
     out = dispatch(linear_cross_entropy_op, args, (result, ignored, reduction, float(label_smoothing), size))[0]
     return reshape(out, tuple(target.shape)) if reduction == "none" and target.ndim == 0 else out
 

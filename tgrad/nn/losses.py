@@ -1,4 +1,4 @@
-"""Losses as functions. Elementwise ones are a kernel and a reduction; cross-entropy of plain classes is one kernel."""
+"""Losses as functions. Elementwise ones and cross-entropy of classes are fused with their reduction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from tgrad import dtypes
 from tgrad.autocasting import full, is_autocast_enabled
 from tgrad.layout import broadcast_shapes
+from tgrad.op import Pointwise
 from tgrad.ops import bounds, losses as l_, pointwise as p, reduce as r_, softmax as rows
+from tgrad.ops.reduced import mean_of, sum_of
 from tgrad.tensor import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -42,6 +44,13 @@ def _reduced(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return loss
     return r_.mean(loss) if reduction == "mean" else r_.sum(loss)
+
+
+def _loss(reduction: str, row: Pointwise, *args: Any) -> Tensor:
+    """row(*args), or its mean or sum, in one kernel."""
+    if reduction == "none":
+        return row(*args)
+    return mean_of(row, *args) if reduction == "mean" else sum_of(row, *args)
 
 
 def _tensors(name: str, **given: Any) -> None:
@@ -87,7 +96,7 @@ def mse_loss(
     _sizes(input, target)
     reduction = _reduction(size_average, reduce, reduction)
     input, target = full(input, target)
-    return _weighted(p.squared_error(input, target), input, weight, reduction)
+    return _weighted(p.squared_error, input, target, weight, reduction)
 
 
 def l1_loss(
@@ -108,15 +117,17 @@ def l1_loss(
     _sizes(input, target)
     reduction = _reduction(size_average, reduce, reduction)
     input, target = full(input, target)
-    return _weighted(l_.absolute_error(input, target), input, weight, reduction)
+    return _weighted(l_.absolute_error, input, target, weight, reduction)
 
 
-def _weighted(loss: Tensor, input: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+def _weighted(row: Pointwise, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     if weight is None:
-        return _reduced(loss, reduction)
+        return _loss(reduction, row, input, target)
     _weights(weight, input)
-    loss = loss * weight
-    return r_.sum(loss) / r_.sum(weight) if reduction == "mean" else _reduced(loss, reduction)
+    loss = row(input, target)
+    if reduction == "mean":
+        return sum_of(p.mul, loss, weight) / r_.sum(weight)
+    return _loss(reduction, p.mul, loss, weight)
 
 
 def smooth_l1_loss(
@@ -139,8 +150,8 @@ def smooth_l1_loss(
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
     input, target = full(input, target)
     if beta == 0:
-        return _reduced(l_.absolute_error(input, target), reduction)
-    return _reduced(l_.smooth_l1(input, target, float(beta)), reduction)
+        return _loss(reduction, l_.absolute_error, input, target)
+    return _loss(reduction, l_.smooth_l1, input, target, float(beta))
 
 
 def huber_loss(
@@ -162,8 +173,9 @@ def huber_loss(
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
     _weights(weight, input)
     input, target = full(input, target)
-    loss = l_.huber(input, target, float(delta))
-    return _reduced(loss if weight is None else loss * weight, reduction)
+    if weight is None:
+        return _loss(reduction, l_.huber, input, target, float(delta))
+    return _loss(reduction, p.mul, l_.huber(input, target, float(delta)), weight)
 
 
 # --- probabilities ---------------------------------------------------------------------------------------------
@@ -198,8 +210,9 @@ def binary_cross_entropy(
         values = input._values()
         if not ((values >= 0) & (values <= 1)).all():
             raise RuntimeError("all elements of input should be between 0 and 1")
-    loss = l_.bce(input, target)
-    return _reduced(loss if weight is None else loss * weight, reduction)
+    if weight is None:
+        return _loss(reduction, l_.bce, input, target)
+    return _loss(reduction, p.mul, l_.bce(input, target), weight)
 
 
 def binary_cross_entropy_with_logits(
@@ -221,11 +234,10 @@ def binary_cross_entropy_with_logits(
     if target.shape != input.shape:
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
     input, target = full(input, target)
-    if pos_weight is None:
-        loss = l_.bce_logits(input, target)
-    else:
-        loss = l_.bce_logits_weighted(input, target, pos_weight)
-    return _reduced(loss if weight is None else loss * weight, reduction)
+    row, args = (l_.bce_logits, ()) if pos_weight is None else (l_.bce_logits_weighted, (pos_weight,))
+    if weight is None:
+        return _loss(reduction, row, input, target, *args)
+    return _loss(reduction, p.mul, row(input, target, *args), weight)
 
 
 def kl_div(
@@ -253,8 +265,10 @@ def kl_div(
         )
     reduction = _reduction(size_average, reduce, "sum" if batch else reduction)
     input, target = full(input, target)
-    loss = _reduced((l_.kl_log if log_target else l_.kl)(input, target), reduction)
-    return loss / input.shape[0] if batch and input.ndim else loss
+    row = l_.kl_log if log_target else l_.kl
+    if batch and input.ndim:
+        return mean_of(row, input, target, count=input.shape[0])
+    return _loss(reduction, row, input, target)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------
@@ -264,21 +278,13 @@ def _classes_last(input: Tensor) -> Tensor:
     return input.permute(0, *range(2, input.ndim), 1)
 
 
-def _check_weight(weight: Tensor | None, classes: int) -> None:
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise RuntimeError(
-            f"weight tensor should be defined either for all {classes} classes or no classes but got weight tensor of "
-            f"shape: {list(weight.shape)}"
-        )
-
-
 def _picked(
     logp: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Of log-probabilities (*, C): the loss, the sum of weights, the targets (-1: ignored), and who is kept."""
+) -> tuple[Tensor, Tensor | None]:
+    """Of log-probabilities (*, C): the loss and, for a mean, the sum of weights."""
     if target.dtype not in (dtypes.int64, dtypes.uint8):
         raise RuntimeError(f"expected scalar type Long but found {target.dtype.legacy}")
-    _check_weight(weight, logp.shape[-1])
+    rows.check_weight(weight, logp.shape[-1])
     rows.check_classes("nll_loss", target, logp.shape[-1], ignore_index)
     kept = p.ne(target, ignore_index)
     target = p.where(kept, target.to(dtypes.int64), -1)
@@ -293,7 +299,7 @@ def _picked(
         scale = l_.pick(r_.expand(each, *logp.shape), target)
         loss = loss * scale
     total = r_.sum(scale).to(logp.dtype) if reduction == "mean" else None
-    return loss, total, target, kept
+    return loss, total
 
 
 def nll_loss(
@@ -327,7 +333,7 @@ def nll_loss(
     logp = _classes_last(*full(input))
     if tuple(logp.shape[:-1]) != tuple(target.shape):
         raise RuntimeError(f"size mismatch (got input: {list(input.shape)}, target: {list(target.shape)})")
-    loss, total, _, _ = _picked(logp, target, weight, ignore_index, reduction)
+    loss, total = _picked(logp, target, weight, ignore_index, reduction)
     return _reduced(loss, reduction) if total is None else r_.sum(loss) / total
 
 
@@ -337,7 +343,8 @@ def cross_entropy(
 ) -> Tensor:  # fmt: skip
     """-log(softmax(input))[target]: scores (C,), (N, C) or (N, C, ...), classes (), (N,) or (N, ...).
 
-    Without weights and smoothing it is one kernel that keeps the scores, not the probabilities.
+    Of classes it keeps the scores, not the probabilities: a kernel for the loss of each row, one that reduces them, and
+    one for backward.
 
     Args:
         target: classes (int64), or probabilities of the input's shape.
@@ -359,22 +366,10 @@ def cross_entropy(
     probabilities = isinstance(target, Tensor) and target.is_floating_point()
     if not 0.0 <= label_smoothing <= 1.0:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing:g}")
-    if weight is None and label_smoothing == 0.0 and not probabilities:
-        return rows.cross_entropy(input, target, ignore_index, reduction)
+    if not probabilities:
+        return rows.cross_entropy(input, target, ignore_index, reduction, weight, label_smoothing)
     _tensors("cross_entropy", input=input, target=target)
-    if probabilities:
-        return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
-    x = _classes_last(input)
-    if tuple(x.shape[:-1]) != tuple(target.shape):
-        return rows.cross_entropy(input, target, ignore_index, reduction)  # which says what does not fit
-    logp = rows.log_softmax(x, -1)
-    loss, total, target, kept = _picked(logp, target, weight, ignore_index, reduction)
-    if label_smoothing:
-        classes = x.shape[-1]
-        spread = -r_.sum(logp if weight is None else logp * weight, -1)
-        smooth = p.where(kept, spread, 0)
-        loss = (1 - label_smoothing) * loss + (label_smoothing / classes) * smooth
-    return _reduced(loss, reduction) if total is None else r_.sum(loss) / total
+    return _soft_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
 def _soft_cross_entropy(
@@ -393,7 +388,7 @@ def _soft_cross_entropy(
         raise RuntimeError("ignore_index is not supported for floating point target")
     x, t = _classes_last(input), _classes_last(target)
     classes = x.shape[-1]
-    _check_weight(weight, classes)
+    rows.check_weight(weight, classes)
     if smoothing:
         t = t * (1 - smoothing) + smoothing / classes
     loss = rows.log_softmax(x, -1) * t

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tgrad import dtypes, modes
+from tgrad.kernels import scalar
 from tgrad.ops import pointwise as p, reduce as r_
 from tgrad.ops.creation import zeros
 from tgrad.ops.joining import cat, stack
@@ -53,8 +54,8 @@ def _root(tensors: list[Tensor], order: float) -> Tensor:
     """The norm of a finite order above 0, summed over the elements of all tensors at once."""
     kind = functools.reduce(dtypes.promote, [t.dtype for t in tensors])
     if order == 2.0:
-        return p.sqrt(total_of("norm", _square, tensors)).to(kind)
-    return p.pow(total_of("norm", _power, tensors, (order,)), 1.0 / order).to(kind)
+        return total_of("norm", _square, tensors, then=((scalar.sqrt, None),), kind=kind)
+    return total_of("norm", _power, tensors, (order,), then=((scalar.pow, 1.0 / order),), kind=kind)
 
 
 def _square(t: Any) -> Any:
@@ -79,7 +80,7 @@ def clip_grad_norm_(
 ) -> Tensor:  # fmt: skip
     """Scale the gradients in place so that the norm of all together is at most max_norm; returns the norm before.
 
-    Nothing waits for the device.
+    Nothing waits for the device: the kernel that scales reads the norm. (Pascanu, Mikolov and Bengio, 2013)
 
     Shape: any of each; the result is 0-dim.
     Dtype: floating; the result has the gradients' common dtype.
@@ -88,15 +89,14 @@ def clip_grad_norm_(
     """
     grads = [t._grad for t in _listed(parameters) if t._grad is not None]
     total = get_total_norm(grads, norm_type, error_if_nonfinite)
-    with modes.no_grad():
-        scale = p.clamp_max(float(max_norm) / (total + 1e-6), 1.0)
-        for kind in dict.fromkeys(g.dtype for g in grads):
-            update("mul_", _scaled, (0,), [(g,) for g in grads if g.dtype is kind], shared=(scale.to(kind),))
+    if grads:
+        with modes.no_grad():
+            update("clip_grad_norm_", _clipped, (0,), [(g,) for g in grads], (float(max_norm),), shared=(total,))
     return total
 
 
-def _scaled(g: Any, scale: Any) -> tuple:
-    return (g * scale,)
+def _clipped(g: Any, norm: Any, most: Any) -> tuple:
+    return (g * p.clamp_max(most / (norm + 1e-6), 1.0),)
 
 
 def clip_grad_value_(

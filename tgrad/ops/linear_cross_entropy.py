@@ -19,12 +19,11 @@ from tgrad.kernels.linear_cross_entropy import prepare_gradients, prepare_losses
 from tgrad.layout import Layout, layout
 from tgrad.op import Kernel, pointwise_launch
 from tgrad.ops import pointwise as p
-from tgrad.ops.creation import arange
-from tgrad.ops.losses import pick
-from tgrad.ops.matmul import bias_program, linear_op, mm_op, product_launch
-from tgrad.ops.reduce import COPY, expand, reduce_launch, sum_op
-from tgrad.ops.softmax import losses_launch, softmax_op
-from tgrad.ops.views import reshape, t_op
+from tgrad.ops.linear import bias_program, linear_op
+from tgrad.ops.matmul import mm_op, product_launch
+from tgrad.ops.reduce import COPY, reduce_launch, sum_op
+from tgrad.ops.softmax import losses_launch, scores_gradient, smoothing_numbers
+from tgrad.ops.views import t_op
 from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
@@ -91,11 +90,6 @@ def _given(rest: Sequence[int], flags: Sequence[bool]) -> list[tuple[int, ...]]:
     return [(next(left),) if flag else () for flag in flags]
 
 
-def _smoothing(smoothing: float, classes: int) -> tuple[float, float]:
-    """What the loss of the target, and that of each class, are multiplied by."""
-    return 1.0 - smoothing, smoothing / classes
-
-
 def _build(
     input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, classes: Tensor | None, result: dtype,
     ignore_index: int, reduction: str, smoothing: float, size: int,
@@ -103,26 +97,30 @@ def _build(
     """Results: the loss, the log-sum-exp of each row, and what a mean is divided by."""
     x, w, t = input.layout, weight.layout, target.layout
     rows, count, acc = x.shape[0], w.shape[0], dtypes.accumulator(x.dtype)
-    chunks, numbers, b = Parts(rows, size), _smoothing(smoothing, count), None if bias is None else bias.layout
-    out, total, finish = losses_launch((rows,), acc, result, reduction)
+    chunks, numbers, b = Parts(rows, size), smoothing_numbers(smoothing, count), None if bias is None else bias.layout
+    out, total, per_row, finish = losses_launch((rows,), acc, result, reduction)
+    mean = reduction == "mean"
     projections = chunks.each(lambda n: _logits_launch(_part(x, n, chunks.aligned), w, b))
     aligned = chunks.aligned and t.aligned and (classes is None or classes.layout.aligned)
     losses_of = chunks.each(lambda n: prepare_losses(
-        x.dtype.triton, t.dtype.triton, None if classes is None else classes.dtype.triton, (n, count), ignore_index,
-        t.strides[0], smooth=smoothing != 0.0, accumulator=acc.triton, aligned=aligned,
+        per_row.triton, x.dtype.triton, t.dtype.triton, None if classes is None else classes.dtype.triton, (n, count),
+        ignore_index, t.strides[0], counted=mean, smooth=smoothing != 0.0, accumulator=acc.triton, aligned=aligned,
     ))  # fmt: skip
     flags = b is not None, True, classes is not None
 
     def launch(to: int, lse: int, counted: int, xs: int, ws: int, *rest: int) -> None:
         bs, (ts,), each = _given(rest, flags)
-        losses, counts = (workspace(rows * acc.itemsize) for _ in range(2))
+        losses, counts = (workspace(rows * acc.itemsize) for _ in range(2)) if finish is not None else (None, None)
+        into, flags_at = to if losses is None else losses.ptr, 0 if counts is None else counts.ptr
         logits = workspace(size * count * x.dtype.itemsize)
         for start, project, lose in zip(chunks.starts, projections, losses_of, strict=True):
-            at = start * acc.itemsize
+            at, shares = start * acc.itemsize, (flags_at + start * acc.itemsize,) * mean
             project(logits.ptr, xs + start * _step(x), ws, *bs)
-            lose(losses.ptr + at, counts.ptr + at, lse + at, logits.ptr, ts + start * _step(t), *each, *numbers)
+            loss = into + start * per_row.itemsize
+            lose(loss, *shares, lse + at, logits.ptr, ts + start * _step(t), *each, *numbers)
         del logits
-        finish(to, counted, losses.ptr, counts.ptr)
+        if finish is not None:
+            finish(to, counted, into, flags_at)
 
     return [out, _plain(acc, rows), total], launch
 
@@ -133,7 +131,7 @@ def _build_backward(
 ) -> tuple[list[Layout], Launch]:  # fmt: skip
     """Results: the gradients of `wanted`."""
     x, w, t, kind = input.layout, weight.layout, target.layout, input.dtype
-    rows, acc, numbers = x.shape[0], dtypes.accumulator(kind), _smoothing(smoothing, w.shape[0])
+    rows, acc, numbers = x.shape[0], dtypes.accumulator(kind), smoothing_numbers(smoothing, w.shape[0])
     blocks = Parts(w.shape[0], block_classes(rows, w.shape[0], size))
     b = None if bias is None else bias.layout
     outs = {name: _plain(kind, *l.shape) for name, l in (("input", x), ("weight", w), ("bias", b)) if l is not None}
@@ -198,29 +196,6 @@ def _together(
     return dispatch(_backward, args, (ignore_index, reduction, smoothing, size, wanted))
 
 
-def _of_logits(
-    g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, classes: Tensor | None,
-    count: Tensor, ignore_index: int, reduction: str, smoothing: float,
-) -> Tensor:  # fmt: skip
-    """The gradient of the whole logits in recorded maths, in their dtype."""
-    n, size = target.shape[0], weight.shape[0]
-    scores = p.cast(count.dtype)(linear_op(input, weight, bias))
-    target_column = reshape(target, (n, 1))
-    hot = p.cast(scores.dtype)(p.eq(arange(size, dtype=target.dtype), target_column))
-    g = p.cast(scores.dtype)(g)
-    g = reshape(g / count if reduction == "mean" else g, (n, 1) if reduction == "none" else (1, 1))
-    likely = softmax_op(scores, dim=1)
-    each = None if classes is None else reshape(p.cast(scores.dtype)(classes), (1, size))
-    d = likely - hot
-    if each is not None:
-        d = d * reshape(pick(expand(each, n, size), target), (n, 1))
-    if smoothing:
-        spread = likely - 1.0 / size if each is None else likely * (sum_op(
-            each, dims=(0, 1), keepdim=False, out_dtype=each.dtype) / size) - each / size  # fmt: skip
-        d = d * (1.0 - smoothing) + spread * smoothing
-    return p.cast(input.dtype)(p.where(p.eq(target_column, ignore_index), 0, d * g))
-
-
 def _formula(last: Callable) -> Callable:
     """A formula of `linear_cross_entropy_op` from that of linear, last(gradient of the logits, input, weight)."""
 
@@ -228,8 +203,12 @@ def _formula(last: Callable) -> Callable:
         g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, classes: Tensor | None,
         lse: Tensor, count: Tensor, *, ignore_index: int, reduction: str, smoothing: float,
     ) -> Tensor:  # fmt: skip
-        d = _of_logits(g, input, weight, bias, target, classes, count, ignore_index, reduction, smoothing)
-        return last(d, input, weight)
+        scores = p.cast(count.dtype)(linear_op(input, weight, bias))
+        d = scores_gradient(
+            p.cast(count.dtype)(g), scores, target, count, classes, ignore_index=ignore_index, reduction=reduction,
+            smoothing=smoothing,
+        )  # fmt: skip
+        return last(p.cast(input.dtype)(d), input, weight)
 
     return formula
 

@@ -8,12 +8,12 @@ from tgrad import dtypes
 from tgrad.device import compute
 from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch
-from tgrad.kernels.softmax import prepare_rows
+from tgrad.kernels.softmax import prepare_mean_of_rows, prepare_rows
 from tgrad.layout import Layout, broadcast_strides, collapse, layout, numel, wrap_dim
-from tgrad.op import Kernel, pointwise_launch
+from tgrad.op import Kernel
 from tgrad.ops import pointwise as p
 from tgrad.ops.bounds import outside
-from tgrad.ops.reduce import reduce_launch, sum_op
+from tgrad.ops.reduce import expand, reduce_launch, sum_op
 from tgrad.ops.views import reshape
 from tgrad.storage import workspace
 from tgrad.tensor import Tensor
@@ -119,111 +119,150 @@ REDUCTIONS = ("none", "mean", "sum")
 
 def losses_launch(
     rows_shape: tuple[int, ...], accumulator: dtypes.dtype, result: dtypes.dtype, reduction: str
-) -> tuple[Layout, Layout, Callable[[int, int, int, int], None]]:
-    """(layout of the loss, layout of what a mean is divided by, launch) from the losses of rows and how much each
-    counts.
+) -> tuple[Layout, Layout, dtypes.dtype, Callable[[int, int, int, int], None] | None]:
+    """(layout of the loss, layout of what a mean is divided by, dtype of the losses of rows, launch that reduces them).
 
-    The callable takes the addresses of the two results, of the losses and of the counts, both of type `accumulator`.
+    The callable takes the addresses of the two results, of the losses and of how much each counts, of type
+    `accumulator`; counts and their sum are for a mean alone. Without a reduction there is none: the losses of rows are
+    the result.
     """
-    per_row = layout(accumulator, rows_shape, None, compute)
-    count = layout(accumulator, (), None, compute)
-    out = layout(result, rows_shape if reduction == "none" else (), None, compute)
-    operand = ((accumulator, dtypes.TENSOR),)
-    dims = tuple(range(len(rows_shape)))
-    total = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, count)
+    count, m = layout(accumulator, (), None, compute), numel(rows_shape)
     if reduction == "none":
-        finish = pointwise_launch("cross_entropy_cast", COPY.lower(operand, [result]), [out], [per_row])
-    elif reduction == "sum":
-        finish = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], rows_shape, dims, out)
-    else:
-        ratio = Expression.of(p.div, 2).lower(operand * 2, [result])
-        divide = pointwise_launch("cross_entropy_mean", ratio, [out], [count, count])
+        return layout(result, rows_shape, None, compute), count, result, None
+    out = layout(result, (), None, compute)
+    if reduction == "sum":
+        operand, per_row = ((accumulator, dtypes.TENSOR),), layout(accumulator, (m,), None, compute)
+        total = reduce_launch("cross_entropy_sum", "sum", COPY, operand, [per_row], (m,), (0,), out)
+        return out, count, accumulator, lambda to, counted, losses, counts: total(to, losses)
+    divide, add, pieces = prepare_mean_of_rows(m, result.triton, accumulator.triton)
 
     def launch(to: int, counted: int, losses: int, counts: int) -> None:
-        total(counted, counts)
-        if reduction == "mean":
-            scratch = workspace(accumulator.itemsize)
-            total(scratch.ptr, losses)
-            divide(to, scratch.ptr, counted)
-        else:
-            finish(to, losses)
+        if add is None:
+            divide(to, counted, losses, counts)
+            return
+        sums, counted_sums = (workspace(pieces * accumulator.itemsize) for _ in range(2))
+        add(sums.ptr, counted_sums.ptr, losses, counts)
+        divide(to, counted, sums.ptr, counted_sums.ptr)
 
-    return out, count, launch
+    return out, count, accumulator, launch
 
 
-def _build_cross_entropy(x: Tensor, target: Tensor, ignore_index: int, reduction: str) -> tuple[list[Layout], Launch]:
-    """Results: the loss, and the number of rows that count."""
+def _options(weight: Tensor | None, smoothing: float, accumulator: dtypes.dtype) -> tuple[tuple[str, ...], tuple]:
+    """Triton types of the kernels' `weights` and, as prepare_rows takes them, of `smoothing`."""
+    return () if weight is None else (weight.dtype.triton,), ((accumulator.triton,) * (2 * (smoothing != 0.0)),)
+
+
+def smoothing_numbers(smoothing: float, classes: int) -> tuple[float, ...]:
+    """What the loss of the target, and that of each class, are multiplied by; nothing without smoothing."""
+    return (1.0 - smoothing, smoothing / max(classes, 1)) if smoothing else ()
+
+
+def _build_cross_entropy(
+    x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
+) -> tuple[list[Layout], Launch]:
+    """Results: the loss, and what a mean is divided by."""
     rows_shape = tuple(target.shape)
     m, n = target.numel(), x.shape[-1]
     accumulator = dtypes.accumulator(x.dtype)
     sizes, strides = collapse(rows_shape, [x.layout.strides[:-1], target.layout.strides])
+    out, count, kind, finish = losses_launch(rows_shape, accumulator, x.dtype, reduction)
+    weights, types = _options(weight, smoothing, accumulator)
+    mean, numbers = reduction == "mean", smoothing_numbers(smoothing, n)
     rows = prepare_rows(
-        "cross_entropy", (accumulator.triton, accumulator.triton, x.dtype.triton, target.dtype.triton), m, n,
-        (ignore_index,),
-        sizes, strides, (x.layout.strides[-1],), {}, accumulator=accumulator.triton,
-        aligned=x.layout.aligned and target.layout.aligned, wide=max(x.layout.extent, target.layout.extent) >= 2**31,
+        "cross_entropy",
+        (kind.triton, (accumulator.triton,) * mean, (), x.dtype.triton, target.dtype.triton, weights), m, n,
+        (ignore_index,), sizes, strides, (x.layout.strides[-1],), {}, accumulator=accumulator.triton,
+        aligned=all(t is None or t.layout.aligned for t in (x, target, weight)),
+        wide=max(x.layout.extent, target.layout.extent) >= 2**31, numbers=types,
     ) if m else None  # fmt: skip
-    out, count, finish = losses_launch(rows_shape, accumulator, x.dtype, reduction)
 
-    def launch(to: int, counted: int, logits: int, classes: int) -> None:
+    def launch(to: int, counted: int, *operands: int) -> None:
+        if finish is None:
+            if rows is not None:
+                rows(to, *operands, *numbers)
+            return
         losses, flags = (workspace(m * accumulator.itemsize) for _ in range(2))  # two: each must be aligned
         if rows is not None:
-            rows(losses.ptr, flags.ptr, logits, classes)
+            rows(losses.ptr, *(flags.ptr,) * mean, *operands, *numbers)
         finish(to, counted, losses.ptr, flags.ptr)
 
     return [out, count], launch
 
 
 def _build_cross_entropy_backward(
-    g: Tensor, x: Tensor, target: Tensor, count: Tensor, ignore_index: int, reduction: str
-) -> tuple[list[Layout], Launch | None]:
+    g: Tensor, x: Tensor, target: Tensor, count: Tensor, weight: Tensor | None, ignore_index: int, reduction: str,
+    smoothing: float,
+) -> tuple[list[Layout], Launch | None]:  # fmt: skip
     dx = layout(x.dtype, tuple(x.shape), None, compute)
-    rows_shape = tuple(target.shape)
+    rows_shape, accumulator = tuple(target.shape), dtypes.accumulator(x.dtype)
     g_strides = broadcast_strides(tuple(g.shape), g.layout.strides, rows_shape)
     sizes, strides = collapse(rows_shape, [dx.strides[:-1], g_strides, x.layout.strides[:-1], target.layout.strides])
-    launch = prepare_rows(
-        "cross_entropy_backward", tuple(t.dtype.triton for t in (x, g, x, target, count)), target.numel(), x.shape[-1],
-        (ignore_index,), sizes, strides, (dx.strides[-1], x.layout.strides[-1]), {"MEAN": reduction == "mean"},
-        accumulator=dtypes.accumulator(x.dtype).triton, aligned=all(t.layout.aligned for t in (g, x, target)),
-        wide=x.layout.extent >= 2**31,
+    weights, types = _options(weight, smoothing, accumulator)
+    rows = prepare_rows(
+        "cross_entropy_backward", (*(t.dtype.triton for t in (x, g, x, target, count)), weights), target.numel(),
+        x.shape[-1], (ignore_index,), sizes, strides, (dx.strides[-1], x.layout.strides[-1]),
+        {"MEAN": reduction == "mean"}, accumulator=accumulator.triton,
+        aligned=all(t is None or t.layout.aligned for t in (g, x, target, weight)), wide=x.layout.extent >= 2**31,
+        numbers=types,
     ) if dx.numel else None  # fmt: skip
-    return [dx], launch
+    if rows is None:
+        return [dx], None
+    numbers = smoothing_numbers(smoothing, x.shape[-1])
+    return [dx], lambda *addresses: rows(*addresses, *numbers)
 
 
+_SETTINGS = ("ignore_index", "reduction", "smoothing")
 _cross_entropy_backward = Kernel(
-    "cross_entropy_backward", ("g", "input", "target", "count"), _build_cross_entropy_backward, {},
-    settings=("ignore_index", "reduction"),
+    "cross_entropy_backward", ("g", "input", "target", "count", "weight"), _build_cross_entropy_backward, {},
+    settings=_SETTINGS,
 )  # fmt: skip
 
 
-def _cross_entropy_grad(
-    g: Tensor, input: Tensor, target: Tensor, count: Tensor, *, ignore_index: int, reduction: str
-) -> Tensor:
-    """(softmax - one_hot) * g in recorded maths."""
+def scores_gradient(
+    g: Tensor, scores: Tensor, target: Tensor, count: Tensor, weight: Tensor | None, *, ignore_index: int,
+    reduction: str, smoothing: float,
+) -> Tensor:  # fmt: skip
+    """The gradient of the loss by the scores (*, C) in recorded maths, in their dtype; target: (*)."""
     from tgrad.ops.creation import arange
+    from tgrad.ops.losses import pick
 
+    size, rows = scores.shape[-1], (*target.shape, 1)
+    column = reshape(target, rows)
+    hot = p.cast(scores.dtype)(p.eq(arange(size, dtype=target.dtype), column))
     if reduction == "mean":
         g = g / count
-    rows = reshape(target, (*target.shape, 1))
-    hot = p.eq(arange(input.shape[-1], dtype=target.dtype), rows)
-    difference = softmax(input, -1) - p.cast(input.dtype)(hot)
-    g = reshape(g, (*target.shape, 1)) if reduction == "none" else g
-    return p.where(p.eq(rows, ignore_index), 0, difference * g)
+    elif reduction == "none":
+        g = reshape(g, rows)
+    likely = softmax(scores, -1)
+    each = None if weight is None else p.cast(scores.dtype)(weight)
+    d = likely - hot
+    if each is not None:
+        d = d * reshape(pick(expand(each, *scores.shape), target), rows)
+    if smoothing:
+        spread = likely - 1.0 / size if each is None else likely * (_total(each, 0) / size) - each / size
+        d = d * (1.0 - smoothing) + spread * smoothing
+    return p.where(p.eq(column, ignore_index), 0, d * g)
 
 
 cross_entropy_op = Kernel(
-    "cross_entropy", ("input", "target"), _build_cross_entropy, {"input": _cross_entropy_grad},
-    settings=("ignore_index", "reduction"), results=("out", "count"), grad_name="NllLoss",
-    fast={"input": lambda g, input, target, count, *, ignore_index, reduction: _cross_entropy_backward(
-        g, input, target, count, ignore_index=ignore_index, reduction=reduction)},
+    "cross_entropy", ("input", "target", "weight"), _build_cross_entropy,
+    {"input": lambda g, input, target, count, weight, *, ignore_index, reduction, smoothing: scores_gradient(
+        g, input, target, count, weight, ignore_index=ignore_index, reduction=reduction, smoothing=smoothing)},
+    settings=_SETTINGS, results=("out", "count"), grad_name="NllLoss",
+    fast={"input": lambda g, input, target, count, weight, *, ignore_index, reduction, smoothing:
+          _cross_entropy_backward(
+              g, input, target, count, weight, ignore_index=ignore_index, reduction=reduction, smoothing=smoothing)},
 )  # fmt: skip
 
 
-def cross_entropy(input: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    input: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean", weight: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
     """-log(softmax(input))[target]: input (N, C), (C,) or (N, C, d1, ...), target (N,), () or (N, d1, ...) of class
-    indices.
+    indices; weight (C,), a constant.
 
-    Keeps input, target and one number. On the CPU a class out of range raises; on a GPU its loss is nan.
+    Keeps input, target, weight and one number. On the CPU a class out of range raises; on a GPU its loss is nan.
 
     Raises:
         RuntimeError, ValueError: shapes or dtypes do not fit. IndexError: a class is out of range (CPU).
@@ -254,10 +293,22 @@ def cross_entropy(input: Tensor, target: Tensor, ignore_index: int = -100, reduc
             f"cross_entropy: expected target shape {expected} for input shape {tuple(input.shape)}, got "
             f"{tuple(target.shape)}"
         )
+    check_weight(weight, input.shape[classes])
     check_classes("cross_entropy", target, input.shape[classes], ignore_index)
     if classes != input.ndim - 1:
         input = input.permute(*(d for d in range(input.ndim) if d != classes), classes)
-    return cross_entropy_op(input, target, ignore_index=int(ignore_index), reduction=reduction)
+    each = None if weight is None else weight.detach().contiguous()
+    return cross_entropy_op(
+        input, target, each, ignore_index=int(ignore_index), reduction=reduction, smoothing=float(smoothing)
+    )
+
+
+def check_weight(weight: Tensor | None, classes: int) -> None:
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise RuntimeError(
+            f"weight tensor should be defined either for all {classes} classes or no classes but got weight tensor of "
+            f"shape: {list(weight.shape)}"
+        )
 
 
 def check_classes(op: str, target: Tensor, classes: int, ignore_index: int) -> None:
