@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from tgrad.kernels.launch import Launch, Static, prepare, strides
+from tgrad.kernels.launch import Launch, Static, multiples, prepare, strides
 from tgrad.kernels.matmul_parts import combine, finish, place
-from tgrad.kernels.matmul_tiles import Choice, choose, itemsize, multiprocessors
-from tgrad.kernels.matmul_tma import matmul_tma
+from tgrad.kernels.matmul_tiles import Choice, Tile, choose, itemsize, multiprocessors
+from tgrad.kernels.matmul_tma import MOST_BATCH, matmul_tma
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, Program, copy_program
 
@@ -29,9 +29,9 @@ def matmul(
 ):  # fmt: skip
     """Each program computes one BM x BN tile of one matrix of the batch.
 
-    EPILOGUE maps the float accumulator and the extras (bias, ...) to the result, which is row-major. SPLIT: instead of
-    a batch there are pieces of K, CHUNK long, whose results are stored one after another. If there is a pointer in
-    sums, the sums of a's rows are stored there.
+    EPILOGUE maps the float accumulator and the extras (bias, ...) to the results, which are row-major, one for each of
+    outs. SPLIT: instead of a batch there are pieces of K, CHUNK long, whose results are stored one after another. If
+    there is a pointer in sums, the sums of a's rows are stored there.
     """
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
@@ -66,7 +66,8 @@ def matmul(
         acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=TYPE)
     results = finish(acc, m, n, M, N, extras, extra_strides, EPILOGUE, ROWS)
     mask = (m[:, None] < M) & (n[None, :] < N)
-    tl.store(outs[0] + (which * M * N + m[:, None] * N + n[None, :]), results[0], mask=mask)
+    for i in tl.static_range(len(outs)):
+        tl.store(outs[i] + (which * M * N + m[:, None] * N + n[None, :]), results[i], mask=mask)
     if len(sums) > 0:
         mask_m = (m < M) & (tile_n == 0)
         tl.store(sums[0] + which * M + m, total.to(sums[0].dtype.element_ty), mask=mask_m)
@@ -76,7 +77,7 @@ class Operands(NamedTuple):
     """What a product is of, in Triton's types and in elements.
 
     Attributes:
-        types: of the result, of a and b, and of the extras.
+        types: of the results, of a and b, and of the extras.
         sizes: M, N, K of one product.
         a_strides, b_strides: of a as (M, K) and of b as (K, N).
         batch: collapsed batch sizes, and the strides of a and b over them.
@@ -99,12 +100,17 @@ class Operands(NamedTuple):
         return math.prod(self.batch[0])
 
     def tma(self) -> bool:
-        """Whether the bulk copy engine can read both: neighbours along one dimension, 16-byte steps along the other."""
+        """Whether the bulk copy engine can read both: neighbours along one dimension, 16-byte steps along the others,
+        of which there are at most four.
+        """
         dtype = self.types[1]
         sides = (self.a_strides, self.b_strides)
         steps = [s[0] if s[1] == 1 else s[1] if s[0] == 1 else 0 for s in sides]
         whole = all(step > 0 and step * itemsize(dtype) % 16 == 0 for step in steps)
-        return whole and min(self.sizes) > 0 and self.aligned and not self.batch[0] and dtype != "fp64"
+        batch = len(self.batch[0]) <= MOST_BATCH and all(
+            step * itemsize(dtype) % 16 == 0 for row in self.batch[1] for step in row
+        )
+        return whole and batch and min(self.sizes) > 0 and self.aligned and dtype != "fp64"
 
 
 def prepare_matmul(
@@ -113,11 +119,11 @@ def prepare_matmul(
 ) -> tuple[Launch, int]:  # fmt: skip
     """A launch, and how many bytes of workspace it needs.
 
-    The callable takes the workspace if there is one, the result, the sums of a's rows if `sums`, a, b, then the extras.
+    The callable takes the workspace if there is one, the results, the sums of a's rows if `sums`, a, b, the extras.
     The same operands give the same bits each time: where K is cut, the pieces are added in order.
 
     Args:
-        epilogue: maps the accumulator and the extras to the result.
+        epilogue: maps the accumulator and the extras to the results.
         precision: how float32 products are formed: "ieee", "tf32x3" or "tf32".
         choice: in place of what `choose` gives.
     """
@@ -136,10 +142,10 @@ def prepare_matmul(
     first = _first(copy_program(total, total), partial, **options)
     second = _second(epilogue, operands, sums=sums, pieces=pieces, total=total, wide=wide, name=name)
     size = -(-pieces * m * n * itemsize(total) // 16) * 16
-    results = 2 if sums else 1
+    results = len(epilogue.results) + sums
 
     def launch(workspace: int, *addresses: int) -> None:
-        parts = (workspace, workspace + size)[:results]
+        parts = (workspace, workspace + size)[: 1 + sums]
         a, b, *rest = addresses[results:]
         first(*parts, a, b)
         second(*addresses[:results], *parts, *rest)
@@ -154,7 +160,8 @@ def _first(
     tile, pieces = choice
     out, dtype, extras = operands.types
     m, n, k = operands.sizes
-    runtime = ("*" + out,), (f"*{out}",) * sums, "*" + dtype, "*" + dtype, tuple("*" + t for t in extras)
+    outs = ("*" + out,) * len(epilogue.results)
+    runtime = outs, (f"*{out}",) * sums, "*" + dtype, "*" + dtype, tuple("*" + t for t in extras)
     constexprs: dict[str, Any] = {
         "EPILOGUE": epilogue, "ROWS": rows(operands.extra_strides), "PRECISION": precision, "SPLIT": pieces > 1,
         "WIDE": wide, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "GROUP": 8,
@@ -167,15 +174,21 @@ def _first(
     if tile.tma:
         (am, ak), (bk, bn) = operands.a_strides, operands.b_strides
         constexprs |= {
-            "A_ALONG_K": ak == 1, "B_ALONG_K": bk == 1,
+            "A_ALONG_K": ak == 1, "B_ALONG_K": bk == 1, "BATCH": len(operands.batch[0]),
+            "PARTS": max(tile.parts, parts(tile, epilogue)),
             "BULK_STORE": pieces == 1 and n * itemsize(out) % 16 == 0,
         }  # fmt: skip
-        fixed = (m, n, k, chunk, am if ak == 1 else ak, bn if bk == 1 else bk, steps)
+        shape, both = operands.batch
+        reach = tuple(tuple(size if step else 1 for size, step in zip(shape, row, strict=True)) for row in both)
+        apart = tuple(multiples(tuple(step or 16 for step in row)) for row in both)  # 16: as good as any other
+        stride_a, stride_b = am if ak == 1 else ak, bn if bk == 1 else bk
+        fixed = (m, n, k, chunk, stride_a, stride_b, shape, reach, apart, steps)
         grid = (min(programs, multiprocessors()),)
         return prepare(matmul_tma, grid, runtime, fixed, constexprs, aligned=True, **options)
     unit = [Static(1) if s == 1 else s for s in (*operands.a_strides, *operands.b_strides)]
     constexprs |= {"TYPE": TYPES["fp64" if dtype == "fp64" else "fp32"], "BATCH": len(operands.batch[0])}
-    fixed = (m, n, k, chunk, *unit, operands.batch[0], tuple(operands.batch[1]), steps)
+    apart = tuple(multiples(row) for row in operands.batch[1])
+    fixed = (m, n, k, chunk, *unit, operands.batch[0], apart, steps)
     return prepare(matmul, (programs,), runtime, fixed, constexprs, aligned=operands.aligned, **options)
 
 
@@ -185,7 +198,8 @@ def _second(
     """The sum of the pieces."""
     out, _, extras = operands.types
     m, n, _ = operands.sizes
-    runtime = ("*" + out,), (f"*{out}",) * sums, "*" + total, (f"*{total}",) * sums, tuple("*" + t for t in extras)
+    outs = ("*" + out,) * len(epilogue.results)
+    runtime = outs, (f"*{out}",) * sums, "*" + total, (f"*{total}",) * sums, tuple("*" + t for t in extras)
     bm, bn = combine_tile(m, n)
     constexprs = {
         "PIECES": pieces, "EPILOGUE": epilogue, "ROWS": rows(operands.extra_strides), "WIDE": wide, "BM": bm, "BN": bn,
@@ -204,6 +218,14 @@ def contracts(epilogue: Program, dtype: str) -> bool:
 
 
 _NOTHING_TO_CONTRACT = frozenset(("add", "identity", "where", "relu", "leaky_relu", "le", "lt", "ge", "gt", "eq", "ne"))
+
+
+def parts(tile: Tile, epilogue: Program) -> int:
+    """Into how many a tile's result is cut for an epilogue that computes much or has several results, so that 32
+    elements a thread are in work at once: of 128, the compiler would spill some.
+    """
+    plain = len(epilogue.results) == 1 and all(f.__name__ in _NOTHING_TO_CONTRACT for f, _ in epilogue.steps)
+    return 1 if plain else min(4, max(1, tile.bm * tile.bn // (32 * tile.warps) // 32))
 
 
 def rows(extra_strides: tuple[tuple[int, ...], ...]) -> tuple[bool, ...]:

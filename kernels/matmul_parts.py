@@ -51,7 +51,8 @@ def combine(
         parts += size
         acc += tl.load(parts + at, mask=mask, other=0)
     results = finish(acc, m, n, M, N, extras, extra_strides, EPILOGUE, ROWS)
-    tl.store(outs[0] + at, results[0], mask=mask)
+    for i in tl.static_range(len(outs)):
+        tl.store(outs[i] + at, results[i], mask=mask)
     if len(sums) > 0:
         mask_m = (m < M) & (tile_n == 0)
         total = tl.load(part_sums[0] + m, mask=mask_m, other=0)

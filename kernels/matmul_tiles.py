@@ -19,6 +19,7 @@ class Tile(NamedTuple):
     Attributes:
         tma: for `matmul_tma`; else for `matmul`.
         rate: TFLOP/s on a product that fills the chip.
+        parts: into how many `matmul_tma` cuts the result to store it through shared memory: 1, 2 or 4.
     """
 
     bm: int
@@ -28,6 +29,7 @@ class Tile(NamedTuple):
     stages: int
     tma: bool
     rate: float
+    parts: int = 1
 
 
 class Choice(NamedTuple):
@@ -59,15 +61,15 @@ SHARED = {80: 166_912, 86: 101_376, 87: 166_912, 89: 101_376, 90: 232_448, 100: 
 LEAST_SHARED = 101_376
 
 # By chip and kind: "half" (float16, bfloat16), "fp32" (three tf32 products, or one), "fp64".
-# (BM, BN, BK, warps, stages, tma, rate). The rate of 128x256x64 on Hopper is a measurement of another persistent kernel
-# with this tile (Triton's Gluon tutorial 07: 661 with 3 stages, 503 with BK 128); all others are estimates.
+# (BM, BN, BK, warps, stages, tma, rate, parts). The rate of 128x256x64 on Hopper is a measurement of another persistent
+# kernel with this tile (Triton's Gluon tutorial 07: 661 with 3 stages, 503 with BK 128); all others are estimates.
 TILES: dict[tuple[int, str], tuple[Tile, ...]] = {
     (80, "half"): (
         Tile(128, 128, 32, 8, 4, False, 230.0), Tile(128, 64, 64, 8, 3, False, 190.0),
         Tile(64, 64, 64, 4, 3, False, 150.0), Tile(32, 64, 32, 4, 4, False, 90.0), Tile(16, 64, 64, 4, 4, False, 50.0),
     ),
     (80, "fp32"): (
-        Tile(128, 64, 32, 8, 3, False, 40.0), Tile(64, 64, 32, 8, 3, False, 33.0), Tile(32, 64, 16, 4, 3, False, 22.0),
+        Tile(128, 64, 16, 8, 4, False, 40.0), Tile(64, 64, 32, 8, 2, False, 33.0), Tile(32, 64, 16, 8, 3, False, 22.0),
     ),
     (90, "half"): (
         Tile(128, 256, 64, 8, 3, True, 661.0), Tile(128, 128, 64, 8, 4, True, 600.0),
@@ -78,7 +80,7 @@ TILES: dict[tuple[int, str], tuple[Tile, ...]] = {
     (90, "fp32"): (
         Tile(128, 128, 32, 8, 3, True, 110.0), Tile(64, 64, 32, 4, 3, True, 70.0), Tile(64, 64, 16, 4, 3, True, 55.0),
         Tile(128, 128, 32, 8, 3, False, 90.0), Tile(64, 64, 32, 4, 3, False, 60.0),
-        Tile(64, 64, 16, 4, 3, False, 50.0), Tile(32, 64, 16, 4, 3, False, 28.0),
+        Tile(64, 64, 16, 4, 3, False, 50.0), Tile(32, 64, 16, 8, 3, False, 28.0),
     ),
     (100, "half"): (
         Tile(128, 256, 64, 8, 3, True, 1100.0), Tile(128, 128, 64, 8, 4, True, 900.0),
@@ -89,7 +91,7 @@ TILES: dict[tuple[int, str], tuple[Tile, ...]] = {
     (100, "fp32"): (
         Tile(128, 128, 32, 8, 3, True, 150.0), Tile(64, 64, 32, 4, 3, True, 100.0), Tile(64, 64, 16, 4, 3, True, 80.0),
         Tile(128, 128, 32, 8, 3, False, 110.0), Tile(64, 64, 32, 8, 3, False, 80.0),
-        Tile(64, 64, 16, 4, 3, False, 60.0), Tile(32, 64, 16, 4, 3, False, 32.0),
+        Tile(64, 64, 16, 4, 5, False, 60.0), Tile(32, 64, 16, 8, 3, False, 32.0),
     ),
     (80, "fp64"): (Tile(32, 32, 16, 4, 2, False, 5.0),),
     (90, "fp64"): (Tile(32, 32, 16, 4, 2, False, 10.0),),
@@ -125,7 +127,7 @@ def multiprocessors() -> int:
 
 def shared(tile: Tile, size: int) -> int:
     """Bytes of shared memory of a tile, its operands having `size` bytes an element: the stages, and the result."""
-    return tile.stages * (tile.bm + tile.bn) * tile.bk * size + (tile.bm * tile.bn * size if tile.tma else 0)
+    return tile.stages * (tile.bm + tile.bn) * tile.bk * size + tile.tma * (tile.bm * tile.bn * size // tile.parts)
 
 
 def tiles(arch: int, dtype: str) -> list[Tile]:

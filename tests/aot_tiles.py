@@ -24,7 +24,9 @@ class Variant(NamedTuple):
     Attributes:
         tile: of kernels/matmul_tiles.py.
         dtype: Triton type of the operands.
-        extra: "bias", "sums" (of a's rows), "mask" (an epilogue with a matrix), or none.
+        extra: "bias", "sums" (of a's rows), "mask" (an epilogue with a matrix), "batch" (of two dimensions, b the same
+            over one of them), "both" (a bias, and silu beside what it is of), "gelu" or "silu" (its gradient, of the
+            product's result and a matrix), or none.
         aligned: whether rows are a multiple of 16 bytes.
         pieces: of K.
     """
@@ -55,33 +57,48 @@ def every(arch: int) -> Iterator[Variant]:
             for tile in tiles(arch, dtype):
                 for stored in LAYOUTS:
                     for aligned in (True,) if tile.tma else (True, False):
-                        for extra in ("", "bias", "sums", "mask"):
+                        for extra in ("", "bias", "sums", "mask", "batch"):
                             yield Variant(tile, dtype, stored, extra, aligned, 1, precision)
                         yield Variant(tile, dtype, stored, "sums", aligned, 2, precision)
+                yield Variant(tile, dtype, "NT", "both", True, 1, precision)
+                if dtype != "fp64":
+                    for extra in ("gelu", "silu"):
+                        for aligned in (True,) if tile.tma else (True, False):
+                            yield Variant(tile, dtype, "NN", extra, aligned, 1, precision)
 
 
 def some(arch: int) -> Iterator[Variant]:
     """One variant of each tile, in turn another one; of the largest tiles, those that need the most registers."""
     from tgrad.kernels.matmul_tiles import tiles
 
-    turns = [("NT", "bias", True, 1), ("TN", "sums", True, 1), ("NN", "mask", True, 1), ("TN", "sums", True, 2)]
+    turns = [
+        ("NT", "bias", True, 1), ("TN", "sums", True, 1), ("NN", "mask", True, 1), ("TN", "sums", True, 2),
+        ("NN", "batch", True, 1),
+    ]  # fmt: skip
     for dtype in ("bf16", "fp32"):
         for i, tile in enumerate(tiles(arch, dtype)):
             stored, extra, aligned, pieces = turns[i % len(turns)]
             yield Variant(tile, dtype, stored, extra, aligned, pieces, "tf32x3")
             if tile.bm * tile.bn >= 128 * 64:
                 yield Variant(tile, dtype, "TN", "sums", tile.tma, 1, "tf32x3")
+                if tile.tma:
+                    yield Variant(tile, dtype, "NT", "both", True, 1, "tf32x3")
                 if not tile.tma:
                     yield Variant(tile, dtype, "NT", "bias", False, 1, "tf32x3")
 
 
 def compiled(v: Variant, n: int = 4096) -> list[Any]:
     """The kernels of a variant, compiled."""
+    from tgrad import dtypes
+    from tgrad.expression import Expression
     from tgrad.kernels import launch
     from tgrad.kernels.matmul import Operands, prepare_matmul
     from tgrad.kernels.matmul_tiles import Choice
     from tgrad.kernels.program import copy_program, program
     from tgrad.kernels.scalar import add, mul
+    from tgrad.ops import pointwise
+    from tgrad.ops.linear import activated, bias_program
+    from tgrad.ops.matmul import rounded_first
 
     wide = "fp64" if v.dtype == "fp64" else "fp32"
     size = n if v.aligned else n - 1
@@ -91,10 +108,20 @@ def compiled(v: Variant, n: int = 4096) -> list[Any]:
         step = (add if v.extra == "bias" else mul, ((0, None), (1, None if v.dtype == wide else wide)))
         epilogue = program(2, (), (step,), ((2, v.dtype),))
         extras = ((v.dtype, (0, 1) if v.extra == "bias" else (size, 1)),)
+    if v.extra == "both":
+        kind = next(d for d in dtypes.FLOATS if d.triton == v.dtype)
+        silu = Expression.of(pointwise.silu, 1)
+        epilogue = activated(bias_program(wide, v.dtype, v.dtype), silu, kind, both=True)
+        extras = ((v.dtype, (0, 1)),)
+    if v.extra in ("gelu", "silu"):
+        kind = next(d for d in dtypes.FLOATS if d.triton == v.dtype)
+        expression, _ = getattr(pointwise, v.extra).derivative(0)
+        epilogue, extras = rounded_first(expression, kind, [kind]), ((v.dtype, (size, 1)),)
+    batch = ((8, 16), [(16 * size**2, size**2), (size**2, 0)]) if v.extra == "batch" else ((), [(), ()])
     strides = {"N": (size, 1), "T": (1, size)}
     operands = Operands(
         (v.dtype, v.dtype, tuple(t for t, _ in extras)), (size, size, size), strides[v.stored[0]],
-        strides[v.stored[1]], tuple(s for _, s in extras), ((), [(), ()]), aligned=True, wide=False,
+        strides[v.stored[1]], tuple(s for _, s in extras), batch, aligned=True, wide=False,
     )  # fmt: skip
     used: list[Any] = []
     compile = launch.compile

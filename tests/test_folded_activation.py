@@ -8,11 +8,12 @@ from tgrad import nn
 from tgrad.autograd import graph as saved_by
 from tgrad.kernels import launch
 
+ROWS = {"leaky": "leaky_relu", "elu": "elu", "silu": "silu", "gelu": "gelu", "gelu tanh": "gelu_tanh"}
 ACTIVATIONS = {
     "relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2), "elu": lambda: nn.ELU(0.7), "silu": nn.SiLU,
     "gelu": nn.GELU, "gelu tanh": lambda: nn.GELU("tanh"), "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
-RECORDED = ("relu", "tanh", "sigmoid")
+FROM_RESULT = ("relu", "tanh", "sigmoid")
 
 
 def network(activation, dtype=tgrad.float32, bias=True):
@@ -66,7 +67,7 @@ def test_kernels(name):
         assert launched(lambda: m(x)) == ["linear", "linear"]
     with tgrad.inference_mode():
         assert launched(lambda: m(x)) == ["linear", "linear"]
-    assert len(launched(lambda: m(x))) == (2 if name in RECORDED else 3)
+    assert launched(lambda: m(x)) == ["linear", "linear"]
     double, x = network(ACTIVATIONS[name](), tgrad.float64), tensor((5, 8), tgrad.float64)
     with tgrad.no_grad():
         assert len(launched(lambda: double(x))) == (2 if name in ("relu", "leaky") else 3)
@@ -81,8 +82,8 @@ def described(out):
     return [n.name() for n in nodes], edges, kept
 
 
-@pytest.mark.parametrize("name", RECORDED)
-@pytest.mark.parametrize("shape", [(64, 8), (16, 4, 8), (8,)], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(128, 8), (16, 8, 8), (8,)], ids=str)
 @pytest.mark.parametrize("policy", ["keep", "lean"])
 def test_same_graph(name, shape, policy):
     m, x = network(ACTIVATIONS[name]()), tensor(shape).requires_grad_()
@@ -94,8 +95,27 @@ def test_same_graph(name, shape, policy):
     assert described(m(x)) == described(one_by_one(m, x))
 
 
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name not in FROM_RESULT])
+def test_what_is_kept_of_both(name):
+    """By one kernel: what linear gives, which the activation keeps, and what comes of it, if the policy keeps that."""
+    m, x = network(ACTIVATIONS[name]()), tensor((128, 8)).requires_grad_()
+    nbytes, found = 128 * 13 * 4, []
+    for policy, count in (("lean", 1), ("keep", 2)):
+        ran = []
+        with tgrad.activation_memory(policy), launch.listen(ran.append):
+            out = m(x)
+            kept = {r.argument: r.storage_bytes for r in saved_by.saved(out) if r.shape == (128, 13)}
+            assert sorted(kept.values()) == [0] * (2 - count) + [nbytes] * count and kept["x"] == nbytes
+            found.append(tgrad.autograd.grad(out, [x, *m.parameters()], tensor((128, 4), key="g")))
+        assert ran[:2] == ["linear", "linear"] and ran.count(ROWS[name]) == 2 - count, "the recipe runs"
+    found.append(tgrad.autograd.grad(one_by_one(m, x), [x, *m.parameters()], tensor((128, 4), key="g")))
+    assert all(same_bits(a, b) and same_bits(a, c) for a, b, c in zip(*found, strict=True))
+    with tgrad.activation_memory("leanest"):
+        assert three(m, x)
+
+
 def test_second_derivatives():
-    for name in RECORDED[1:]:
+    for name in ("elu", "silu", "gelu", "tanh", "sigmoid"):
         m, x = network(ACTIVATIONS[name](), tgrad.float32), tensor((3, 8)).requires_grad_()
         found = []
         for out in (m(x), one_by_one(m, x)):
@@ -122,9 +142,9 @@ def three(m, x):
     return len(launched(lambda: m(x))) == 3
 
 
-@pytest.mark.parametrize("grad", [True, False])
-def test_whoever_looks_sees_both(grad):
-    m, x = network(nn.ReLU()), tensor((5, 8)).requires_grad_()
+@pytest.mark.parametrize("grad, activation", [(True, nn.ReLU), (True, nn.GELU), (False, nn.ReLU)])
+def test_whoever_looks_sees_both(grad, activation):
+    m, x = network(activation()), tensor((5, 8)).requires_grad_()
     with tgrad.set_grad_enabled(grad):
         for module in (m[0], m[1]):
             for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
@@ -142,12 +162,13 @@ def test_whoever_looks_sees_both(grad):
         del m[1].forward
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.Linear, "forward", lambda self, x: tgrad.ones(5, 13))
-            assert same_bits(m[:2](x), tgrad.ones(5, 13))
+            assert same_bits(m[:2](x), m[1](tgrad.ones(5, 13)))
         assert not three(m, x)
 
 
-def test_watchers_see_both():
-    m, x = network(nn.ReLU()), tensor((5, 8))
+@pytest.mark.parametrize("activation, name", [(nn.ReLU, "out"), (nn.GELU, "x")])
+def test_watchers_see_both(activation, name):
+    m, x = network(activation()), tensor((5, 8))
     packed = []
     with tgrad.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
         assert three(m, x)
@@ -156,7 +177,7 @@ def test_watchers_see_both():
         assert three(m, x)
     with tgrad.autograd.graph.record_origins():
         assert three(m, x)
-        assert [r.module for r in saved_by.saved(m(x)) if r.argument == "out"] == ["1"]
+        assert [r.module for r in saved_by.saved(m(x)) if r.argument == name] == ["1"]
     assert not three(m, x)
 
 
@@ -178,18 +199,20 @@ def test_subclasses_run_as_they_are():
 
 
 def test_in_place():
-    m, x = nn.Sequential(nn.Linear(8, 3), nn.ReLU(inplace=True)), tensor((5, 8))
-    out, want = m(x), one_by_one(m, x)
-    assert same_bits(out, want) and out._version == want._version == 1
-    assert out.grad_fn.name() == want.grad_fn.name()
-    with tgrad.no_grad():
+    for activation in (nn.ReLU(inplace=True), nn.SiLU(inplace=True)):
+        m, x = nn.Sequential(nn.Linear(8, 3), activation), tensor((5, 8))
         out, want = m(x), one_by_one(m, x)
         assert same_bits(out, want) and out._version == want._version == 1
-        assert launched(lambda: m(x)) == ["linear"]
+        assert out.grad_fn.name() == want.grad_fn.name()
+        with tgrad.no_grad():
+            out, want = m(x), one_by_one(m, x)
+            assert same_bits(out, want) and out._version == want._version == 1
+            assert launched(lambda m=m, x=x: m(x)) == ["linear"]
 
 
-def test_autocast():
-    m, x = network(nn.ReLU()), tensor((5, 8))
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
+def test_autocast(activation):
+    m, x = network(activation()), tensor((5, 8))
     with tgrad.autocast("cpu"):
         out = m(x)
     with tgrad.autocast("cpu"):
@@ -197,7 +220,7 @@ def test_autocast():
     assert out.dtype is want.dtype is tgrad.bfloat16 and same_bits(out, want)
     assert described(out)[0] == described(want)[0]
     with tgrad.no_grad(), tgrad.autocast("cpu"):
-        assert "linear" in launched(lambda: m(x)) and "relu" not in launched(lambda: m(x))
+        assert "linear" in launched(lambda: m(x)) and not {"relu", "gelu"} & set(launched(lambda: m(x)))
 
 
 def test_errors_are_linears():

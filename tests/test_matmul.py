@@ -22,7 +22,7 @@ POINTER = Tile(16, 16, 16, 4, 2, False, 1.0)
 BULK = Tile(16, 32, 16, 4, 2, True, 1.0)
 CHOICES = {
     "pointers": Choice(POINTER, 1), "pointers in pieces": Choice(POINTER, 3),
-    "bulk": Choice(BULK, 1), "bulk in pieces": Choice(BULK, 2),
+    "bulk": Choice(BULK, 1), "bulk in pieces": Choice(BULK, 2), "bulk in parts": Choice(BULK._replace(parts=2), 1),
 }  # fmt: skip
 
 
@@ -103,9 +103,61 @@ def test_which_operands_can_be_copied_in_bulk(forced):
         out = x @ y
         assert out.tolist() == [[16.0] * y.shape[1]] * x.shape[0]
         assert asked[0][3] is able, (x.shape, x.stride(), y.stride())
-    asked.clear()
-    tgrad.ones(3, 24, 16) @ tgrad.ones(3, 16, 32)
-    assert not asked[0][3]
+
+def test_which_batches_can_be_copied_in_bulk(forced):
+    asked = forced(CHOICES["pointers"])
+    heads = tgrad.ones(2, 24, 3, 16).transpose(1, 2)  # as attention has them: 3 matrices between each other's rows
+    cases = [
+        (tgrad.ones(3, 24, 16), tgrad.ones(3, 16, 32), True), (heads, heads.transpose(2, 3), True),
+        (tgrad.ones(2, 1, 24, 16), tgrad.ones(3, 16, 32), True),
+        (tgrad.ones(1, 24, 16).expand(3, 24, 16), tgrad.ones(3, 16, 32), True),
+        (tgrad.ones(3, 24 * 16 + 1)[:, :-1].view(3, 24, 16), tgrad.ones(3, 16, 32), False),  # 1540 bytes apart
+        (tgrad.ones(2, 3, 2, 3, 24, 16).transpose(0, 1).transpose(2, 3), tgrad.ones(16, 32).expand(3, 2, 3, 2, 16, 32),
+         False),  # six dimensions
+    ]  # fmt: skip
+    for x, y, able in cases:
+        asked.clear()
+        out = x @ y
+        assert out.shape[-1] == y.shape[-1] and out.flatten().tolist() == [16.0] * out.numel()
+        assert asked[0][3] is able, (x.shape, x.stride(), y.shape, y.stride())
+
+
+BATCHES = [
+    (lambda a, b: (a, b), (3, 40, 24), (3, 24, 48)),
+    (lambda a, b: (a, b), (2, 1, 24, 16), (3, 16, 40)),  # each repeated over one dimension
+    (lambda a, b: (a.transpose(1, 2), b.permute(0, 2, 3, 1)), (2, 24, 3, 16), (2, 40, 3, 16)),  # heads of attention
+    (lambda a, b: (a.transpose(1, 2), b), (4, 16, 24), (4, 16, 40)),
+]
+
+
+# In float32 what is repeated: in bfloat16 each product of a gradient is rounded before they are summed, as in PyTorch.
+ALIKE = [(case, tgrad.bfloat16) for case in BATCHES if case is not BATCHES[1]]
+
+
+@pytest.mark.parametrize("name", ["pointers", "bulk", "bulk in parts"])
+@pytest.mark.parametrize(
+    "case, dtype", [*[(case, tgrad.float32) for case in BATCHES], *ALIKE],
+    ids=lambda c: c.name if isinstance(c, tgrad.dtype) else f"{c[1]} {c[2]}",
+)  # fmt: skip
+def test_batches(case, dtype, name, forced):
+    arranged, *shapes = case
+    asked = forced(CHOICES[name])
+    (a, b), (ta, tb) = operands(dtype, *shapes)
+    y, ty = (x @ z for x, z in (arranged(a, b), arranged(ta, tb)))
+    assert_close(y, ty, length=24, scale=4)
+    (g,), (tg,) = operands(dtype, tuple(y.shape), key=1)
+    y.backward(g.detach())
+    ty.backward(tg.detach())
+    assert_close(a.grad, ta.grad, length=120, scale=4)
+    assert_close(b.grad, tb.grad, length=120, scale=4)
+    assert len(asked) == 3 and all(able for *_, able in asked)
+
+
+def test_batch_of_three_dimensions(forced):
+    asked = forced(CHOICES["bulk"])
+    (a, b), (ta, tb) = operands(tgrad.float32, (2, 3, 4, 20, 8), (3, 1, 8, 12))
+    assert_close(a.detach().transpose(0, 2) @ b.detach(), ta.detach().transpose(0, 2) @ tb.detach(), length=8, scale=4)
+    assert asked == [(20, 12, 8, True)]
 
 
 @pytest.mark.parametrize("name", CHOICES)

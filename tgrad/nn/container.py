@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tgrad.modes import current
-from tgrad.nn.folded_activation import ACTIVATIONS, FROM_RESULT, folded
+from tgrad.nn.calls import entered, is_plain
+from tgrad.nn.folded_activation import ACTIVATIONS, folded
 from tgrad.nn.linear import Linear
 from tgrad.nn.module import Module, indent
 
@@ -75,8 +75,10 @@ class Sequential(_Numbered):
     """Runs modules one after another.
 
     A Linear and the ReLU, LeakyReLU, ELU, SiLU, GELU, Tanh or Sigmoid after it run as one kernel, with the same bits,
-    where no hook on either, profiler, anomaly mode or hook on saved tensors would see the difference; in grad mode,
-    with ReLU, Tanh and Sigmoid alone.
+    where no hook on either, profiler, anomaly mode or hook on saved tensors would see the difference.
+
+    Without a graph a block in it frees its own input as soon as its forward drops it. A block that your own forward
+    calls cannot: CPython holds x until `block(x)` returns.
 
     Args:
         args: modules, or one OrderedDict of modules by name.
@@ -89,11 +91,10 @@ class Sequential(_Numbered):
             self.add_module(str(name) if isinstance(name, int) else name, module)
 
     def forward(self, input: Any) -> Any:
-        foldable = FROM_RESULT if current().record else ACTIVATIONS
         linear: Any = None  # that waits for what comes after it
         for module in self._modules.values():
             if linear is not None:
-                result = folded(linear, module, input) if module.__class__ in foldable else None
+                result = folded(linear, module, input) if module.__class__ in ACTIVATIONS else None
                 if result is None:
                     input = linear(input)
                 else:
@@ -102,6 +103,10 @@ class Sequential(_Numbered):
                 linear = None
             if module.__class__ is Linear:
                 linear = module
+            elif module._modules and is_plain(module):
+                given, input = [input], None
+                with entered(module):
+                    input = module.forward(given.pop())  # nobody else holds it while it runs
             else:
                 input = module(input)
         return input if linear is None else linear(input)

@@ -1,8 +1,9 @@
 """A Linear and the activation after it as one product, as Sequential runs them where nobody looks in between.
 
 The result has the bits of the two one after the other: the product is rounded to its dtype before the activation, whose
-arithmetic is not contracted. Where gradients are recorded, only what goes backward from its result alone is folded
-(relu, tanh, sigmoid): the linear layer's result is then never stored, and the graph has the same nodes.
+arithmetic is not contracted. Where gradients are recorded, the graph has the same nodes and keeps the same: what goes
+backward from its result alone (relu, tanh, sigmoid) has linear's result never stored; for others, which keep it, the
+one kernel stores both.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from tgrad import autocasting, dispatch as path, dtypes, graph
 from tgrad.device import compute
 from tgrad.fusion.fused import wanted
 from tgrad.kernels.launch import holders
-from tgrad.layout import Layout, numel
+from tgrad.layout import Layout
 from tgrad.modes import current
 from tgrad.nn.activation import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from tgrad.nn.linear import Linear
 from tgrad.nn.module import Module
 from tgrad.ops import pointwise as p
-from tgrad.ops.matmul import activated_op, linear_op
-from tgrad.ops.views import owned, reshape, view_op
+from tgrad.ops.linear import activated_op, linear_op
+from tgrad.ops.matmul import by_rows
 from tgrad.rules import Plan, Rule
 from tgrad.tensor import Tensor, Version, make
 
@@ -40,8 +41,8 @@ ACTIVATIONS: dict[type, Callable[[Any], _Chosen]] = {
     Tanh: lambda m: _TANH,
     Sigmoid: lambda m: _SIGMOID,
 }
-# Those whose gradient needs their result alone: the only ones folded where gradients are recorded.
-FROM_RESULT = frozenset((ReLU, Tanh, Sigmoid))
+# Rows whose gradient needs their result alone.
+FROM_RESULT = frozenset((p.relu, p.tanh, p.sigmoid))
 
 _FORWARDS: dict[type, Any] = {kind: vars(kind)["forward"] for kind in (Linear, *ACTIVATIONS)}
 
@@ -53,7 +54,6 @@ def folded(linear: Linear, activation: Any, input: Any) -> Tensor | None:
     """activation(linear(input)) as one product; None where that cannot be, or somebody would see the difference.
 
     Hooks on either module see it; so do a profiler, anomaly mode and hooks on saved tensors, which are told of each op.
-    In grad mode, the activation is to be one of `FROM_RESULT`.
     """
     if path.observer is not None or graph.find_origin is not None or graph.on_save is not None:
         return None
@@ -77,15 +77,12 @@ def folded(linear: Linear, activation: Any, input: Any) -> Tensor | None:
         return None
     inplace = activation.__dict__.get("inplace", False)
     mask = wanted((input, weight, bias)) if current().record else 0
-    if mask and (inplace or graph.pack_hooks.get() or graph.policy.get() == "leanest"):
+    if mask and (inplace or graph.pack_hooks.get() or graph.policy.get() == "leanest" or graph.patterns.get()):
         return None
-    flat = input if fold.shape is None else reshape(input, (numel(input.shape[:-1]), input.shape[-1]))
-    args = (flat, weight, bias)
-    out = path.dispatch(fold.op, args)[0]
+    args = (by_rows(input), weight, bias)
     if mask:
-        return fold.record(args, out)
-    if fold.shape is not None:
-        out = owned(view_op(out, shape=fold.shape))
+        return fold.record(args)
+    out = path.dispatch(fold.op, args)[0]
     if inplace and out.version is not None:
         out.version.value += 1
     return out
@@ -104,14 +101,17 @@ class Fold:
 
     Attributes:
         op: the two as one; None where they cannot be.
-        shape: of the result, where it is not a matrix.
+        both: the same, with linear's result beside the activation's; None where that is not kept.
+        linear: a plan that is recorded and not run; so is `alone`, the activation's where there is no `both`.
     """
 
     def __init__(self, chosen: _Chosen, input: Layout, weight: Layout, bias: Layout | None) -> None:
-        self.row, numbers = chosen
-        self.op = activated_op(self.row, numbers) if self._fits(input, weight, bias) else None
-        self.shape = None if len(input.shape) == 2 else (*input.shape[:-1], weight.shape[0])
-        self.plans: tuple[Plan, ...] = ()
+        self.row, self.numbers = chosen
+        fits = self._fits(input, weight, bias)
+        self.op = activated_op(*chosen) if fits else None
+        self.both = activated_op(*chosen, both=True) if fits and self.row not in FROM_RESULT else None
+        self.linear: Plan | None = None
+        self.alone: Plan | None = None
 
     def _fits(self, input: Layout, weight: Layout, bias: Layout | None) -> bool:
         """Whether linear takes these, and they are floating tensors of the compute device."""
@@ -124,35 +124,34 @@ class Fold:
             return False
         return bias is None or tuple(bias.shape) == (weight.shape[0],)
 
-    def record(self, args: tuple, out: Tensor) -> Tensor:
-        """Give `out` the nodes of linear, of a view if it is no matrix, and of the activation.
-
-        What lies between has no memory: none of these nodes keeps it.
-        """
-        if not self.plans:
-            self.plans = self._plan(args, out.layout)
-        linear, *view, activation = self.plans
-        between = _absent(out.layout)
-        path.record(linear, args, (between,))
-        for plan in view:
-            matrix, between = between, _absent(plan.out)
-            path.record(plan, (matrix,), (between,))
-            out = make(plan.out, out.storage, out.ptr, out.version)
-        path.record(activation, (between,), (out,))
+    def record(self, args: tuple) -> Tensor:
+        """The result, with the nodes of linear and of the activation."""
+        if self.both is not None:
+            between, out = path.dispatch(self.both, args)
+            key = (between.layout, *[n.__class__ for n in self.numbers])
+            activation = self.row.plans.get(key)
+            if activation is None:
+                activation = path.keep_plan(self.row, key, self.row.build((between, *self.numbers), ()))
+        else:
+            (out,) = path.dispatch(self.op, args)  # type: ignore[arg-type]
+            between = _absent(out.layout)
+            activation = self.alone = self.alone or self._alone(out.layout)
+        if self.linear is None:
+            self.linear = Plan((out.layout,), None, linear_op.rule_of(args, ()))
+        path.record(self.linear, args, (between,))
+        path.record(activation, (between, *self.numbers), (out,))
         return out
 
-    def _plan(self, args: tuple, matrix: Layout) -> tuple[Plan, ...]:
-        """Plans of ops that are recorded and not run."""
-        view = [] if self.shape is None else [view_op.build((_absent(matrix),), (self.shape,))]
-        result = view[0].out if view else matrix
+    def _alone(self, result: Layout) -> Plan:
+        """The activation's plan where what it takes has no memory: it cannot be run again."""
 
         def rule(mask: int) -> Rule | None:
             found = self.row.rule(mask, [True], [result], result)
             if found is not None:
-                found.source, found.edged = None, False  # it cannot be run again
+                found.source, found.edged = None, False
             return found
 
-        return Plan((matrix,), None, linear_op.rule_of(args, ())), *view, Plan((result,), None, rule)
+        return Plan((result,), None, rule)
 
 
 def _absent(layout: Layout) -> Tensor:

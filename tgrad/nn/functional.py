@@ -39,7 +39,7 @@ from tgrad.nn.similarity import cosine_embedding_loss, cosine_similarity
 from tgrad.ops import creation, norm, pointwise as p, softmax as rows
 from tgrad.ops.attention import scaled_dot_product_attention
 from tgrad.ops.classes import embedding, one_hot
-from tgrad.ops.matmul import linear
+from tgrad.ops.linear import linear
 from tgrad.ops.padding import pad
 from tgrad.ops.pointwise import clamp_min
 from tgrad.ops.row_norm import group_norm, layer_norm, rms_norm

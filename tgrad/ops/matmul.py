@@ -1,4 +1,4 @@
-"""Matrix products: matmul in all its forms, linear, and the precision of float32."""
+"""Matrix products: matmul in all its forms, and the precision of float32."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 from tgrad import dtypes
 from tgrad.device import compute
-from tgrad.dispatch import dispatch, ternary
+from tgrad.dispatch import dispatch
 from tgrad.dtypes import TENSOR
 from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch
 from tgrad.kernels.matmul import Operands, prepare_matmul
 from tgrad.kernels.program import Program, program
-from tgrad.kernels.scalar import add as scalar_add, identity
-from tgrad.layout import Layout, broadcast_shapes, broadcast_strides, collapse, layout, numel
-from tgrad.op import Kernel, forget_plans, pointwise_launch
+from tgrad.kernels.scalar import identity
+from tgrad.layout import Layout, broadcast_shapes, broadcast_strides, collapse, layout, numel, view_strides
+from tgrad.op import Kernel, forget_plans
 from tgrad.ops import pointwise as p
-from tgrad.ops.reduce import reduce_launch, sum_op
-from tgrad.ops.views import fill_launch, owned, reshape, squeeze_op, t_op, transpose_op, unsqueeze_op, view_op
+from tgrad.ops.reduce import reduce_launch
+from tgrad.ops.views import contiguous_op, fill_launch, owned, reshape, squeeze_op, transpose_op, unsqueeze_op
 from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
@@ -98,27 +98,111 @@ def product_launch(
     return with_workspace
 
 
-_MULTIPLY, _ADD = Expression.of(p.mul, 2), Expression.of(p.add, 2)
+_MULTIPLY = Expression.of(p.mul, 2)
 
 
-def _check_types(name: str, a: Tensor, b: Tensor) -> None:
+def check_types(name: str, a: Tensor, b: Tensor) -> None:
     if a.dtype is not b.dtype:
         raise RuntimeError(f"{name}: expected m1 and m2 to have the same dtype, but got: {a.dtype!r} != {b.dtype!r}")
     if a.dtype is dtypes.bool_:
         raise RuntimeError(f"{name}: not implemented for bool tensors: convert them first, as in x.int()")
 
 
-def _by(x: Tensor) -> str:
-    return "x".join(map(str, x.shape))
+# --- rows: of dimensions (..., K), all but the last are the rows of one matrix
+# ------------------------------------------------------------------------------------------------------------
+def _matrix(x: Layout) -> Layout | None:
+    """The layout of x's rows as one matrix; None where only a copy could have it."""
+    if len(x.shape) == 2:
+        return x
+    shape = numel(x.shape[:-1]), x.shape[-1]
+    strides = view_strides(tuple(x.shape), x.strides, shape)
+    return None if strides is None else layout(x.dtype, shape, strides, x.device, x.aligned)
+
+
+def by_rows(x: Tensor) -> Tensor:
+    """x as `rows_launch` takes it: a copy where x would give many products of few rows each."""
+    if len(x.shape) == 2 or x.layout.contiguous or _matrix(x.layout) is not None:
+        return x
+    return x if len(x.shape) > 2 and x.shape[-2] >= MANY_ROWS else contiguous_op(x)
+
+
+MANY_ROWS = 64
+
+
+def flat(x: Tensor) -> Tensor:
+    """The rows of x as one matrix: a view where strides allow it."""
+    shape = x.shape
+    return x if len(shape) == 2 else reshape(x, (numel(shape[:-1]), shape[-1]))
+
+
+def rows_launch(
+    name: str, x: Layout, w: Layout, out: Layout, extras: Sequence[Layout] = (), epilogue: Program | None = None
+) -> Launch:
+    """`product_launch` of x's rows, (..., K), and a matrix w (K, N): one product where they are one matrix, else one
+    for each matrix of x. Extras are one row, (N,), or have the result's shape; then x's rows are to be one matrix.
+    """
+    one = _matrix(x)
+    if one is None:
+        return product_launch(name, x, w, out, tuple(x.shape[:-2]), extras, epilogue)
+    shape = numel(out.shape[:-1]), out.shape[-1]
+    extras = [e if len(e.shape) < 2 else layout(e.dtype, shape, None, compute, e.aligned) for e in extras]
+    return product_launch(name, one, w, layout(out.dtype, shape, None, compute), (), extras, epilogue)
+
+
+def rounded_first(expression: Expression, result: dtypes.dtype, others: Sequence[dtypes.dtype]) -> Program:
+    """`expression` of an accumulator, rounded to `result` as where it is stored between, and of tensors of the dtypes
+    `others`, as the epilogue of a product.
+    """
+    operands = ((result, TENSOR), *((d, TENSOR) for d in others))
+    whole = expression.lower(operands, [result]).program
+    if dtypes.accumulator(result) is result:
+        return whole
+    first = whole.n_inputs + len(whole.constants)
+
+    def moved(slot: int) -> int:
+        return first if slot == 0 else slot if slot < first else slot + 1
+
+    steps = [(f, tuple((moved(slot), kind) for slot, kind in args)) for f, args in whole.steps]
+    rounded = (identity, ((0, result.triton),))
+    results = tuple((moved(slot), kind) for slot, kind in whole.results)
+    return program(whole.n_inputs, whole.constants, (rounded, *steps), results)
+
+
+@functools.cache
+def _rows_op(name: str, expression: Expression, count: int) -> Kernel:
+    """The product of rows and a matrix, with `expression` of it, and of `count` tensors, in place of itself."""
+
+    def build(g: Tensor, weight: Tensor, *values: Tensor) -> tuple[list[Layout], Launch]:
+        out = layout(g.dtype, (*g.shape[:-1], weight.shape[1]), None, compute)
+        epilogue = rounded_first(expression, g.dtype, [v.dtype for v in values])
+        return [out], rows_launch(name, g.layout, weight.layout, out, [v.layout for v in values], epilogue)
+
+    return Kernel(name, ("g", "weight", *(f"x{i}" for i in range(count))), build, {})
+
+
+def folded_rows(name: str, g: Tensor, weight: Tensor, expression: Expression, values: Sequence[Tensor]) -> Tensor:
+    g = g if len(g.shape) == 2 or _matrix(g.layout) is not None else contiguous_op(g)
+    return dispatch(_rows_op(name, expression, len(values)), (g, weight, *values))[0]
+
+
+# --- matmul
+# ------------------------------------------------------------------------------------------------------------
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _build_matmul(a: Tensor, b: Tensor) -> tuple[list[Layout], Launch]:
-    _check_types("matmul", a, b)
+    check_types("matmul", a, b)
+    rows = b.ndim == 2
     if a.shape[-1] != b.shape[-2]:
+        left = (numel(a.shape[:-1]), a.shape[-1]) if rows else a.shape
         raise RuntimeError(
-            f"mat1 and mat2 shapes cannot be multiplied ({_by(a)} and {_by(b)}): {a.shape[-1]} columns meet "
+            f"mat1 and mat2 shapes cannot be multiplied ({_by(left)} and {_by(b.shape)}): {a.shape[-1]} columns meet "
             f"{b.shape[-2]} rows"
         )
+    if rows:
+        out = layout(a.dtype, (*a.shape[:-1], b.shape[1]), None, compute)
+        return [out], rows_launch("matmul", a.layout, b.layout, out)
     batch = broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
     out = layout(a.dtype, (*batch, a.shape[-2], b.shape[-1]), None, compute)
     return [out], product_launch("matmul", a.layout, b.layout, out, batch)
@@ -129,15 +213,16 @@ def _mT(x: Tensor) -> Tensor:
     return transpose_op(x, dims=(*range(n - 2), n - 1, n - 2))
 
 
-def _matmul_op(name: str, grad_name: str) -> Kernel:
-    op = Kernel(
-        name, ("a", "b"), _build_matmul,
-        {"a": lambda g, b: op(g, _mT(b)), "b": lambda g, a: op(_mT(a), g)}, grad_name=grad_name,
-    )  # fmt: skip
-    return op
-
-
-mm_op, bmm_op = _matmul_op("mm", "Mm"), _matmul_op("bmm", "Bmm")
+# Of rows (..., K) and a matrix (K, N). The gradient of b is one product over all rows.
+mm_op: Kernel = Kernel(
+    "mm", ("a", "b"), _build_matmul,
+    {"a": lambda g, b: mm_op(by_rows(g), _mT(b)), "b": lambda g, a: mm_op(_mT(flat(a)), flat(g))},
+    fold=("a", lambda g, b, expression, values: folded_rows("matmul", g, _mT(b), expression, values)), grad_name="Mm",
+)  # fmt: skip
+bmm_op: Kernel = Kernel(
+    "bmm", ("a", "b"), _build_matmul,
+    {"a": lambda g, b: bmm_op(g, _mT(b)), "b": lambda g, a: bmm_op(_mT(a), g)}, grad_name="Bmm",
+)  # fmt: skip
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -157,22 +242,22 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         raise TypeError(f"matmul: expected two Tensors, got {type(wrong).__name__}")
     if a.ndim == 0 or b.ndim == 0:
         raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D")
-    left, right = a.ndim == 1, b.ndim == 1
-    if left and right and a.shape != b.shape:
+    right = b.ndim == 1
+    if a.ndim == 1 and right and a.shape != b.shape:
         raise RuntimeError(
             f"inconsistent tensor size, expected tensor {list(a.shape)} and src {list(b.shape)} to have the same "
             "number of elements"
         )
-    x = unsqueeze_op(a, dim=0) if left else a
     y = unsqueeze_op(b, dim=1) if right else b
-    if y.ndim == 2 and x.ndim > 2:  # one product of tall matrices, not many small ones
-        flat = reshape(x, (numel(x.shape[:-1]), x.shape[-1]))
-        out = owned(view_op(mm_op(flat, y), shape=(*x.shape[:-1], y.shape[1])))
-    else:
-        out = mm_op(x, y) if x.ndim == y.ndim == 2 else bmm_op(x, y)
-    if left:
-        out = owned(squeeze_op(out, dims=(out.ndim - 2,)))
-    return owned(squeeze_op(out, dims=(out.ndim - 1,))) if right else out
+    if 2 < y.ndim <= a.ndim and y.shape[0] == 1 and numel(y.shape[:-2]) == 1:
+        y = reshape(y, y.shape[-2:])
+    if y.ndim == 2:
+        out = mm_op(by_rows(a), y)
+        return owned(squeeze_op(out, dims=(out.ndim - 1,))) if right else out
+    if a.ndim > 1:
+        return bmm_op(a, y)
+    out = bmm_op(unsqueeze_op(a, dim=0), y)
+    return owned(squeeze_op(out, dims=(out.ndim - 2,)))
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
@@ -201,172 +286,3 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[0] != b.shape[0]:
         raise RuntimeError(f"bmm: expected equal batch sizes, got {a.shape[0]} and {b.shape[0]}")
     return bmm_op(a, b)
-
-
-# --- linear
-# ------------------------------------------------------------------------------------------------------------
-def bias_program(accumulator: str, bias: str, out: str) -> Program:
-    """accumulator + bias, as the epilogue of a product; Triton types."""
-    return program(2, (), ((scalar_add, ((0, None), (1, None if bias == accumulator else accumulator))),), ((2, out),))
-
-
-def _build_linear(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: Expression | None = None
-) -> tuple[list[Layout], Launch]:
-    if weight.ndim != 2:
-        raise RuntimeError(
-            f"linear: weight must be 2-dimensional (out_features, in_features), got shape {tuple(weight.shape)}"
-        )
-    if input.shape[-1] != weight.shape[1]:
-        raise RuntimeError(
-            f"linear: input has {input.shape[-1]} features, weight expects {weight.shape[1]} (input shape "
-            f"{tuple(input.shape)}, weight shape {tuple(weight.shape)})"
-        )
-    _check_types("linear", input, weight)
-    if bias is not None:
-        if tuple(bias.shape) != (weight.shape[0],):
-            raise RuntimeError(
-                f"linear: bias must have shape ({weight.shape[0]},) for weight shape {tuple(weight.shape)}, got "
-                f"{tuple(bias.shape)}"
-            )
-        _check_types("linear", input, bias)
-    out = layout(input.dtype, (input.shape[0], weight.shape[0]), None, compute)
-    w = weight.layout
-    transposed = layout(w.dtype, (w.shape[1], w.shape[0]), (w.strides[1], w.strides[0]), compute, w.aligned)
-    extras, epilogue = [], None
-    if bias is not None and not input.dtype.is_floating_point:
-        product = product_launch("linear", input.layout, transposed, out, ())
-        add = pointwise_launch("linear", _ADD.lower(((out.dtype, TENSOR),) * 2, [None]), [out], [out, bias.layout])
-
-        def launch(to: int, x: int, w: int, b: int) -> None:
-            product(to, x, w)
-            add(to, to, b)
-
-        return [out], launch
-    if bias is not None:
-        extras = [bias.layout]
-        epilogue = bias_program(
-            "fp64" if input.dtype is dtypes.float64 else "fp32", bias.dtype.triton, out.dtype.triton
-        )
-    if activation is not None:
-        epilogue = _activated(epilogue, activation, out.dtype)
-    return [out], product_launch("linear", input.layout, transposed, out, (), extras, epilogue)
-
-
-def _activated(epilogue: Program | None, activation: Expression, result: dtypes.dtype) -> Program:
-    """An epilogue, rounding to `result` as where it is stored between, and an activation."""
-    then = activation.lower(((result, TENSOR),), [result]).program
-    inputs = epilogue.n_inputs if epilogue is not None else 1
-    steps = list(epilogue.steps) if epilogue is not None else []
-    shift = len(then.constants)
-    first = inputs + shift
-    done = first + len(steps) - 1 if steps else 0
-    steps = [(f, tuple((s + shift if s >= inputs else s, kind) for s, kind in args)) for f, args in steps]
-    steps.append((identity, ((done, result.triton),)))
-    start = first + len(steps)
-
-    def moved(slot: int) -> int:
-        return start - 1 if slot == 0 else slot - 1 + (inputs if slot <= shift else start - shift)
-
-    steps += [(f, tuple((moved(s), kind) for s, kind in args)) for f, args in then.steps]
-    return program(inputs, then.constants, tuple(steps), tuple((moved(s), kind) for s, kind in then.results))
-
-
-@functools.cache
-def activated_op(row: p.Pointwise, numbers: tuple[float, ...]) -> Kernel:
-    """linear and an activation, a row that takes `numbers` after its input, as one kernel; without a gradient."""
-    activation = Expression.of(lambda x: row(x, *numbers), 1)
-    build = lambda input, weight, bias: _build_linear(input, weight, bias, activation)
-    return Kernel(f"linear_{row.name}", ("input", "weight", "bias"), build, {})
-
-
-def _build_weight_bias(g: Tensor, input: Tensor) -> tuple[list[Layout], Launch]:
-    (rows, n), k = g.shape, input.shape[1]
-    weight, bias = layout(g.dtype, (n, k), None, compute), layout(g.dtype, (n,), None, compute)
-    transposed = layout(g.dtype, (n, rows), g.layout.strides[::-1], compute, g.layout.aligned)
-    return [weight, bias], product_launch("linear_backward", transposed, input.layout, weight, (), sums=bias)
-
-
-_weight_bias_op = Kernel("linear_backward", ("g", "input"), _build_weight_bias, {}, results=("weight", "bias"))
-
-
-def _weight_bias(g: Tensor, input: Tensor) -> Sequence[Tensor] | None:
-    """The gradients of weight and bias by one kernel, which reads g once for both."""
-    if g.numel() == 0 or input.numel() == 0 or g.dtype is not input.dtype or not g.dtype.is_floating_point:
-        return None
-    return dispatch(_weight_bias_op, (g, input))
-
-
-def _rounded_first(expression: Expression, result: dtypes.dtype, values: Sequence[Tensor]) -> Program:
-    """`expression` of an accumulator, rounded to `result` as where it is stored between, and of `values`."""
-    operands = ((result, TENSOR), *((v.layout.dtype, TENSOR) for v in values))
-    whole = expression.lower(operands, [result]).program
-    if dtypes.accumulator(result) is result:
-        return whole
-    first = whole.n_inputs + len(whole.constants)
-
-    def moved(slot: int) -> int:
-        return first if slot == 0 else slot if slot < first else slot + 1
-
-    steps = [(f, tuple((moved(slot), kind) for slot, kind in args)) for f, args in whole.steps]
-    rounded = (identity, ((0, result.triton),))
-    results = tuple((moved(slot), kind) for slot, kind in whole.results)
-    return program(whole.n_inputs, whole.constants, (rounded, *steps), results)
-
-
-@functools.cache
-def _input_op(expression: Expression, count: int) -> Kernel:
-    """The gradient of linear's input with `expression` of it, and of `count` tensors, in place of itself."""
-
-    def build(g: Tensor, weight: Tensor, *values: Tensor) -> tuple[list[Layout], Launch]:
-        out = layout(g.dtype, (g.shape[0], weight.shape[1]), None, compute)
-        layouts = [v.layout for v in values]
-        epilogue = _rounded_first(expression, g.dtype, values)
-        return [out], product_launch("linear_backward", g.layout, weight.layout, out, (), layouts, epilogue)
-
-    return Kernel("linear_backward", ("g", "weight", *(f"x{i}" for i in range(count))), build, {})
-
-
-def _folded_input(g: Tensor, weight: Tensor, expression: Expression, values: Sequence[Tensor]) -> Tensor:
-    return dispatch(_input_op(expression, len(values)), (g, weight, *values))[0]
-
-
-linear_op = Kernel(
-    "linear", ("input", "weight", "bias"), _build_linear,
-    {
-        "input": lambda g, weight: mm_op(g, weight),  # noqa: PLW0108  the parameters name what is saved
-        "weight": lambda g, input: mm_op(t_op(g, dims=(1, 0)), input),
-        "bias": lambda g, *, input_dtype: sum_op(g, dims=(0,), keepdim=False, out_dtype=input_dtype),
-    },
-    joint=(("weight", "bias"), _weight_bias), fold=("input", _folded_input), grad_name="Addmm",
-)  # fmt: skip
-
-
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """input @ weight.T + bias: (*, K), (N, K), (N,) -> (*, N), in one kernel.
-
-    Keeps `input` for the weight's gradient and `weight` for the input's, each only if that gradient is wanted.
-
-    Shape: (..., in), (out, in) and (out,) give (..., out).
-    Dtype: the same of all, any but bool; the result has it. Half types accumulate in float32.
-    Raises:
-        TypeError: an argument is no Tensor.
-        RuntimeError: sizes or dtypes do not match, the dtype is bool, or input is 0-dimensional.
-    """
-    return _known_linear(input, weight, bias)
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    for name, x in (("input", input), ("weight", weight), *((("bias", bias),) if bias is not None else ())):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"linear: {name} must be a Tensor, got {type(x).__name__}")
-    if input.ndim == 2:
-        return linear_op(input, weight, bias)
-    if input.ndim == 0:
-        raise RuntimeError("linear: input must have at least one dimension, got a 0-dimensional tensor")
-    rows = numel(input.shape[:-1])
-    out = linear_op(reshape(input, (rows, input.shape[-1])), weight, bias)
-    return owned(view_op(out, shape=(*input.shape[:-1], weight.shape[0])))
-
-
-_known_linear = ternary(linear_op, _linear)
