@@ -14,10 +14,12 @@ from tgrad import modes
 from tgrad.edges import accumulator
 from tgrad.hooks import RemovableHandle
 from tgrad.layout import Layout
+from tgrad.saved_errors import modified, unsaveable
 from tgrad.storage import Allocation
 from tgrad.tensor import Tensor, Version, make
 
 if TYPE_CHECKING:
+    from tgrad.policy import Patterns
     from tgrad.rules import Rule
 
 PackHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
@@ -29,7 +31,7 @@ pack_hooks: ContextVar[tuple[PackHooks, ...]] = ContextVar("tgrad_pack_hooks", d
 policy: ContextVar[str] = ContextVar("tgrad_activation_memory", default="lean")
 
 # Patterns of the modules that are checkpointed and offloaded, None where there are neither.
-patterns: ContextVar[tuple[str | None, str | None] | None] = ContextVar("tgrad_patterns", default=None)
+patterns: ContextVar[Patterns | None] = ContextVar("tgrad_patterns", default=None)
 
 # How tensors are kept inside an offloaded module.
 offloading: ContextVar[Callable[..., Saved] | None] = ContextVar("tgrad_offloading", default=None)
@@ -54,25 +56,7 @@ SMALLEST_RECIPE = int(os.environ.get("TGRAD_SMALLEST_RECIPE", "4096"))
 # Whether anomaly mode is on.
 anomaly = False
 
-_HINT_OFF = (
-    "Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
-    "torch.autograd.set_detect_anomaly(True)."
-)
-_HINT_ON = (
-    "Hint: the backtrace further above shows the operation that failed to compute its gradient. The variable in "
-    "question was changed in there or anywhere later. Good luck!"
-)
-
 _ITSELF = object()  # the history of a saved result: the node that saved it
-
-
-def unsaveable() -> RuntimeError:
-    """The error of saving an inference tensor."""
-    return RuntimeError(
-        "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference mode in "
-        "computation tracked by autograd. To work around this, you can make a clone to get a normal tensor and use it "
-        "in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
-    )
 
 
 class Saved:
@@ -102,23 +86,8 @@ class Saved:
     def check(self, node: Node) -> None:
         """Raise if it was modified in place since it was saved."""
         if self.version.value != self.expected:
-            kind = "torch.cuda" if self.layout.device.type == "cuda" else "torch"
             maker = node if self.edge is _ITSELF else self.edge
-            made = f", which is output 0 of {maker.name()}," if isinstance(maker, Node) else ""
-            where = f", recorded {node.origin}" if node.origin else ""
-            hint = _HINT_ON if anomaly else _HINT_OFF
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"[{kind}.{self.layout.dtype.legacy}Tensor {list(self.layout.shape)}]{made} is at version "
-                f"{self.version.value}; expected version {self.expected} instead. It is the '{self.name}' that "
-                f"{node.name()}{where}, saved. {self._written()}{hint}"
-            )
-
-    def _written(self) -> str:
-        """Where the last known write to it was made."""
-        at, op, origin = getattr(self.version, "written", (0, "", None))
-        last = "last " if at == self.version.value else ""
-        return f"It was {last}written by {op} {origin}. " if at > self.expected else ""
+            raise modified(self, node, maker.name() if isinstance(maker, Node) else None, anomaly)
 
     def unpack(self, node: Node) -> Tensor:
         """The tensor, with its history.
@@ -304,7 +273,6 @@ on_save: Callable[[Saved], None] | None = None
 # Finds the Origin of the op being recorded, or of a write in place, while somebody listens.
 find_origin: Callable[[], Origin] | None = None
 
-
 # Told of each tensor about to be written, while somebody listens.
 before_write: Callable[[Tensor], None] | None = None
 
@@ -366,12 +334,13 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
         RuntimeError: something to be saved is an inference tensor.
     """
     node = Node()
-    if len(rule.wanted) == 1:
-        only = args[rule.wanted[0]]
+    wanted = rule.wanted  # no comprehension in here: a variable that one reads costs more everywhere
+    if len(wanted) == 1:
+        only = args[wanted[0]]
         node.edges = (only.node or only,)
     else:
-        node.edges = tuple([args[i].node or args[i] for i in rule.wanted])
-    node.numbers = tuple([args[i] for i in rule.numbers]) if rule.numbers else ()
+        node.edges = tuple([t.node or t for t in _picked(args, wanted)])
+    node.numbers = _picked(args, rule.numbers) if rule.numbers else ()
     node.rule = rule
     node.layout = out.layout
     node.key = next_key()
@@ -379,16 +348,54 @@ def record(out: Tensor, rule: Rule, args: Sequence[Any], outs: Sequence[Tensor])
     node.hooks = node.retains = node.prehooks = node.posthooks = node.metadata_ = node.recipe = node.lent = None
     if rule.edged:  # views look for themselves: they share their operand's memory
         node.intact = intact(args, node)
-    if not rule.saves:
+    saves, how = rule.saves, saver.get()
+    if not saves:
         node.saved = ()
     else:
-        n = len(args)
-        how = save if on_save is not None else saver.get() or (lean if rule.large else Saved)
         node.saved = None
-        node.saved = tuple([how(args[i] if i < n else outs[i - n], name, i == n, node) for i, name in rule.saves])
-    node.undecided = rule.big and saver.get() is None and decide(node, args)
+        keep: Any = save
+        if on_save is None:
+            keep = _as_is if how is Saved or (how is None and not rule.large) else how or lean
+        i, name = saves[0]
+        n = len(args)
+        first = keep(args[i] if i < n else outs[i - n], name, i == n, node)
+        node.saved = (first,) if len(saves) == 1 else _save_others(first, keep, saves, args, outs, node)
+    node.undecided = rule.big and how is None and decide(node, args)
     out.node = node
     out._requires_grad = True
+
+
+def _save_others(
+    first: Saved, keep: Any, saves: Any, args: Sequence[Any], outs: Sequence[Tensor], node: Node
+) -> tuple[Saved, ...]:
+    n, saved = len(args), [first]
+    for i, name in saves[1:]:
+        if i == n:
+            node.saved = tuple(saved)  # operands, of which a recipe may make the result
+        saved.append(keep(args[i] if i < n else outs[i - n], name, i == n, node))
+    return tuple(saved)
+
+
+def _picked(args: Sequence[Any], indices: tuple[int, ...]) -> tuple:
+    return tuple([args[i] for i in indices])
+
+
+def _as_is(t: Tensor, name: str, own: bool, node: Node) -> Saved:
+    """`Saved(t, name, own)`, which costs twice as much."""
+    s = _bare(Saved)
+    s.version = version = t.version
+    if version is None:
+        raise unsaveable()
+    s.expected = version.value
+    s.storage = t.storage
+    s.layout = t.layout
+    s.ptr = t.ptr
+    s.edge = _ITSELF if own else t.node or (t if t._requires_grad else None)
+    s.name = name
+    return s
+
+
+_bare: Any = object.__new__
 
 
 def fill(node: Node, layout: Layout) -> None:

@@ -266,14 +266,13 @@ def lean(t: Tensor, name: str, own: bool, node: Node | None = None) -> Saved:
     """Keep t for backward, as a recipe where there is one.
 
     Args:
-        node: that saves it, complete but for `saved`.
+        node: that saves it, complete but for what comes after t in `saved`.
     """
     maker = node if own else t.node
     if maker is not None and t.layout.nbytes >= graph.SMALLEST_RECIPE and t.version is not None:
         place = None
         if own:
-            if maker.rule.edged:
-                place = _place_of(maker, ())
+            place = _place_of(maker, maker.saved or ())
         elif maker.rule.source is not None and as_made(t):
             if maker.rule.signs:
                 graph.restore(t)
@@ -294,7 +293,7 @@ def settle_lent(node: Node) -> None:
     lent, node.lent = node.lent or (), None
     for reference in lent:
         recipe = reference()
-        if recipe is not None and recipe.borrowed > recipe.plan.outs[0].nbytes:
+        if recipe is not None and recipe.users > 0 and recipe.borrowed > recipe.plan.outs[0].nbytes:
             recipe.settle()
 
 

@@ -12,7 +12,8 @@ from tgrad.nn.linear import Linear
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.ops import creation, pointwise as p, reduce as r_
-from tgrad.ops.attention import INFINITY, default_scale, scaled_dot_product_attention, scores_op
+from tgrad.ops.attention import scaled_dot_product_attention
+from tgrad.ops.composed_attention import INFINITY, default_scale, scores_op
 from tgrad.ops.matmul import matmul
 from tgrad.tensor import Tensor
 
@@ -95,7 +96,7 @@ class MultiheadAttention(Module):
         Args:
             key_padding_mask: (N, S): bool, True for keys to leave out, or numbers to add.
             attn_mask: (L, S) or (N * heads, L, S), likewise.
-            is_causal: attn_mask is the causal mask.
+            is_causal: attn_mask is the causal mask; without weights or padding it then need not be read.
 
         Raises:
             RuntimeError, AssertionError: shapes do not fit; is_causal without attn_mask.
@@ -116,18 +117,23 @@ class MultiheadAttention(Module):
             raise AssertionError(
                 f"was expecting embedding dimension of {self.embed_dim}, but got {query.shape[-1]}"
             )
+        keys = key.shape[-2 if self.batch_first or not batched else 0]
         q, k, v = self._heads(query, key, value)  # (N, heads, length, E / heads)
+        del query, key, value  # nobody may hold them but this call
         n, heads, length, width = q.shape
-        mask = _attention_mask(attn_mask, n, heads, length, key.shape[-2 if self.batch_first or not batched else 0])
+        mask = _attention_mask(attn_mask, n, heads, length, keys)
         k, v, extra = self._extended(k, v)
-        mask = _merged(mask, key_padding_mask, extra, n, k.shape[2], q.dtype)
+        # The hint is trusted, as in PyTorch: half of the map is then never looked at.
+        causal = is_causal and not (need_weights or extra or key_padding_mask is not None)
+        causal = causal and not (mask is not None and mask.requires_grad)
+        mask = None if causal else _merged(mask, key_padding_mask, extra, n, k.shape[2], q.dtype)
         dropout_p = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
             weights = _unsafe_weights(q, k, mask, dropout_p)
             out = matmul(weights, v)
         else:
-            out = scaled_dot_product_attention(q, k, v, mask, dropout_p)
+            out = scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=causal)
         del q, k, v, mask  # not needed while the heads are joined and projected
         if not batched:
             out = out.permute(0, 2, 1, 3).reshape(length, self.embed_dim)

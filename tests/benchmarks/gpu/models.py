@@ -93,3 +93,25 @@ def residual(width: int, depth: int) -> Callable[[Any, Any], Any]:
         return Stack()
 
     return make
+
+
+def encoder(width: int, depth: int) -> Callable[[Any, Any], Any]:
+    """`depth` pre-norm encoder blocks with dropout, as children of a ModuleList; heads of 64."""
+
+    def make(nn: Any, F: Any) -> Any:
+        class Stack(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                options = {"activation": "gelu", "norm_first": True, "batch_first": True}
+                heads = max(1, width // 64)
+                layers = [nn.TransformerEncoderLayer(width, heads, 4 * width, 0.1, **options) for _ in range(depth)]
+                self.layers = nn.ModuleList(layers)
+
+            def forward(self, x: Any) -> Any:
+                for layer in self.layers:
+                    x = layer(x)
+                return x
+
+        return Stack()
+
+    return make
