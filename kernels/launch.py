@@ -15,7 +15,7 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tgrad.kernels import native
+from tgrad.kernels import native, triton_launch
 
 INTERPRET: bool = bool(knobs.runtime.interpret)
 _mode = os.environ.get("TGRAD_LAUNCH", "interpret" if INTERPRET else "driver")
@@ -111,7 +111,11 @@ def prepare(
         call = interpret.prepare(kernel, grid, runtime, fixed, constexprs)
     else:
         compiled = compile(kernel, runtime, fixed, constexprs, warps, stages, aligned, contract)
-        call = _skip if COMPILE_ONLY else _driver_launch(compiled, grid, runtime, fixed, (*constexprs.values(),))
+        if COMPILE_ONLY:
+            call = _skip
+        else:
+            with on_device():  # where kernels are loaded
+                call = _driver_launch(compiled, grid, runtime, fixed, (*constexprs.values(),))
     return call if _listener is None else _told(call, name or kernel.__name__)
 
 
@@ -191,9 +195,37 @@ def compile(
         return _compiled[key]
 
 
+# The index of the device that kernels are loaded for and launched on, whichever is current; None: the current one. The
+# engine sets it.
+device: int | None = None
+
+
+def elsewhere() -> bool:
+    """Whether another device is this thread's current one."""
+    return device is not None and triton.runtime.driver.active.get_current_device() != device
+
+
+@contextmanager
+def on_device() -> Iterator[None]:
+    """Inside the block, the device that kernels run on is this thread's current one."""
+    if not elsewhere():
+        yield
+        return
+    driver = triton.runtime.driver.active
+    before = driver.get_current_device()
+    driver.set_current_device(device)
+    try:
+        yield
+    finally:
+        driver.set_current_device(before)
+
+
 def target() -> GPUTarget:
     """What kernels are compiled for."""
-    return COMPILE_ONLY or triton.runtime.driver.active.get_current_target()
+    if COMPILE_ONLY is not None:
+        return COMPILE_ONLY
+    with on_device():
+        return triton.runtime.driver.active.get_current_target()
 
 
 # For how many of them reductions are cut into pieces, on every chip, so that they give the same bits: an H200's.
@@ -206,7 +238,8 @@ def multiprocessors() -> int | None:
     if COMPILE_ONLY is not None:
         return None
     driver = triton.runtime.driver.active
-    return driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
+    with on_device():
+        return driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
 
 
 def signature(kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict[str, Any], aligned: bool) -> ASTSource:
@@ -268,11 +301,16 @@ def set_stream(address: int) -> None:
     """The CUDA stream, by its address, that launches go to from now on. At first it is the driver's current one."""
     global _stream
     _stream = address
-    built = native.module()
-    if built is not None:
-        built.set_stream(address)
+    for launcher in _launchers():
+        launcher.set_stream(address)
     if _scratch:
         scratch(max(size for _, size in _scratch.values()))
+
+
+def _launchers() -> list[Any]:
+    """All that launch: they are told where to."""
+    built = native.module()
+    return [triton_launch] if built is None else [triton_launch, built]
 
 
 _stream: int | None = None
@@ -282,13 +320,9 @@ def stream() -> int:
     """The address of the stream that launches go to."""
     if _stream is None:
         driver = triton.runtime.driver.active
-        set_stream(driver.get_current_stream(driver.get_current_device()))
+        set_stream(driver.get_current_stream(driver.get_current_device() if device is None else device))
     assert _stream is not None
     return _stream
-
-
-# (stream, the thread that may launch, the addresses of its launches so far) while launches are diverted.
-_diverted: tuple[int, int, list[int]] | None = None
 
 
 @contextmanager
@@ -298,35 +332,21 @@ def diverted(to: int, addresses: list[int]) -> Iterator[None]:
     Another thread's launch raises RuntimeError meanwhile. Scratch memory is that of the usual stream: what is captured
     here runs there.
     """
-    global _diverted
     usual = stream()
     if usual in _scratch:
         _scratch[to] = _scratch[usual]
-    built = native.module()
     set_stream(to)
-    _diverted = to, threading.get_ident(), addresses
-    if built is not None:
-        built.note(addresses)
+    for launcher in _launchers():
+        launcher.note(addresses)
     try:
         yield
     finally:
-        _diverted = None
-        if built is not None:
-            built.note(None)
+        for launcher in _launchers():
+            launcher.note(None)
         if to in _scratch:
             _scratch[usual] = _scratch[to]
         set_stream(usual)
 
-
-def _note(values: Iterable[int | float]) -> None:
-    assert _diverted is not None
-    if threading.get_ident() != _diverted[1]:
-        raise RuntimeError(OTHER_THREAD)
-    _diverted[2].extend(values)  # type: ignore[arg-type]
-
-
-# As in launcher.c.
-OTHER_THREAD = "another thread is capturing a CUDA graph: nothing else can be launched until it has"
 
 # Gives the address of device memory for `nbytes` bytes, a multiple of 128, that stays for as long as the process runs.
 # The engine, which owns all memory, sets it.
@@ -355,47 +375,18 @@ def scratch(nbytes: int) -> int:
     return address
 
 
-class _Scratch:
-    """What Triton's own launcher takes for scratch memory."""
-
-    def __init__(self, nbytes: int, alignment: int, stream: int | None) -> None:
-        self.address = scratch(nbytes)
-
-    def data_ptr(self) -> int:
-        return self.address
-
-
 def _driver_launch(compiled: Any, grid: tuple[int, ...], runtime: tuple, fixed: tuple, constants: tuple) -> Launch:
     stream()
     compiled._init_handles()
-    if getattr(compiled.metadata, "global_scratch_size", 0):
+    needs_scratch = bool(getattr(compiled.metadata, "global_scratch_size", 0))
+    if needs_scratch:
         scratch(math.prod(grid) * compiled.metadata.global_scratch_size)
     x, y, z = (*grid, 1, 1)[:3]
     blocks = x, y, z
+    kinds = list(_leaves(runtime))
     plain = [(_type(v), v) for v in _leaves(fixed) if not isinstance(v, Static)]
     built = native.module() if native.fits(compiled.metadata) else None
-    if built is None or not native.agrees(compiled, len(list(_leaves(runtime))) + len(plain)):
-        return _triton_launch(compiled, blocks, runtime, (*fixed, *constants))
-    return native.prepare(built, compiled, blocks, list(_leaves(runtime)), plain)
-
-
-def _triton_launch(compiled: Any, grid: tuple[int, int, int], runtime: tuple, rest: tuple) -> Launch:
-    """Through Triton's own launcher, which wants arguments nested as in the signature, constants among them."""
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-    needs_scratch = getattr(compiled.metadata, "global_scratch_size", 0)
-    spans, at = [], 0
-    for given in runtime:
-        width = len(given) if isinstance(given, tuple) else 1
-        spans.append(slice(at, at + width) if isinstance(given, tuple) else at)
-        at += width
-    pointers = [i for i, t in enumerate(_leaves(runtime)) if t.startswith("*")]
-
-    def launch(*values: int | float) -> None:
-        if _diverted is not None:
-            _note([values[i] for i in pointers])
-        if needs_scratch:
-            triton.set_allocator(_Scratch)  # every time: Triton keeps it for the thread
-        args = [values[span] for span in spans]  # an index gives the value, a slice the tuple of them
-        run(*grid, _stream, function, metadata, None, None, None, *args, *rest)
-
-    return launch
+    if built is not None and native.agrees(compiled, len(kinds) + len(plain)):
+        return native.prepare(built, compiled, blocks, kinds, plain)
+    memory = scratch if needs_scratch else None
+    return triton_launch.prepare(compiled, blocks, runtime, plain, (*fixed, *constants), memory)

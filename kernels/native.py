@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +24,14 @@ LETTERS = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
 @functools.cache
 def module() -> ModuleType | None:
     """The built launcher; None where it cannot be built, or the environment variable TGRAD_NATIVE is 0."""
-    return build(Path(__file__).with_name("launcher.c"), "tgrad_launcher", what="a launch")
+    return build([Path(__file__).with_name("launcher.c")], "tgrad_launcher", what="a launch")
 
 
-def build(source: Path, name: str, *, what: str) -> ModuleType | None:
+def build(parts: Sequence[Path], name: str, *, what: str) -> ModuleType | None:
     """A C extension, built and cached by Triton's own means; None where that fails, or TGRAD_NATIVE is 0.
 
     Args:
+        parts: its files, compiled as one, in this order.
         what: costs more host time without it, as the warning says.
     """
     if os.environ.get("TGRAD_NATIVE") == "0":
@@ -39,9 +40,10 @@ def build(source: Path, name: str, *, what: str) -> ModuleType | None:
         from triton.runtime.build import compile_module_from_src
 
         include = Path(triton.__file__).parent / "backends/nvidia/include"
-        return compile_module_from_src(source.read_text(), name, [], [str(include)], ["dl"])
+        source = "\n".join(f'#line 1 "{part.name}"\n{part.read_text()}' for part in parts)
+        return compile_module_from_src(source, name, [], [str(include)], ["dl"])
     except Exception as error:
-        warnings.warn(f"{source.name} could not be built ({error!r}): {what} costs more host time", stacklevel=3)
+        warnings.warn(f"{parts[0].name} could not be built ({error!r}): {what} costs more host time", stacklevel=3)
         return None
 
 
@@ -75,7 +77,7 @@ SCRATCH_POINTERS = 2
 def _warn_of_another_triton(found: int, count: int) -> None:
     warnings.warn(
         f"Triton {triton.__version__} gives a kernel of {count} parameters {found}, not {count + SCRATCH_POINTERS}: it "
-        "is launched Triton's own way, which costs about 1 us more of host time",
+        "is launched Triton's own way, which costs about 0.4 us more of host time",
         stacklevel=4,
     )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from tgrad.device import compute
 from tgrad.dispatch import dispatch
+from tgrad.eager import install_backward
 from tgrad.expression import Expression
 from tgrad.graph import Node, Saved
+from tgrad.kernels.launch import Launch
 from tgrad.layout import Layout, layout
 from tgrad.modes import current
 from tgrad.op import Composed, operand, pointwise_launch, result_layout
@@ -42,7 +45,7 @@ def gradients(node: Node, g: Any, further: tuple[Expression, list[Tensor]] | Non
     if rule.__class__ is PointwiseRule:
         return _pointwise(node, rule, g)
     if isinstance(rule, FormulaRule):
-        return _formulas(rule, g, [s.unpack(node) for s in node.saved], node.numbers, further)
+        return _formulas(node, rule, g, further)
     return rule.run(node, g)
 
 
@@ -62,10 +65,16 @@ def _pointwise(node: Node, rule: PointwiseRule, g: Tensor) -> list[Gradient]:
         values.append(s if simple else s.unpack(node))
     key = (g.layout, *[v.layout for v in values])
     values += node.numbers
-    run = rule.plans.get(key)
-    if run is None:
-        run = rule.plans[key] = _plan(rule, g, [v.unpack(node) if isinstance(v, Saved) else v for v in values])
-    return run(g, values)
+    steps = rule.plans.get(key)
+    if steps is None:
+        steps = _plan(node, rule, g, values, key)
+    results: list[Gradient] = [(g, False)] * len(rule.parts)
+    for places, layouts, launch, tensors, numbers in steps:
+        made = [empty(l, False) for l in layouts]
+        launch(*[t.ptr for t in made], g.ptr, *[values[k].ptr for k in tensors], *[values[k] for k in numbers])
+        for i, t in zip(places, made):
+            results[i] = (t, True)
+    return results
 
 
 def _recorded(rule: PointwiseRule, i: int, g: Tensor, values: list[Any]) -> Gradient:
@@ -91,56 +100,41 @@ def _fit(out: Tensor, like: Layout, own: bool) -> tuple[Tensor, bool]:
     return out, own
 
 
-def _plan(rule: PointwiseRule, g: Tensor, values: list[Any]) -> Any:
-    """Decide the launches: one for all inputs of the full shape, and a reduction for each that was broadcast."""
-    together, alone, passed = [], [], []
+class Step(NamedTuple):
+    """One launch: it makes the gradients at `places`, of these layouts, from g and some of the values."""
+
+    places: tuple[int, ...]
+    layouts: tuple[Layout, ...]
+    launch: Launch
+    tensors: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+
+def _plan(node: Node, rule: PointwiseRule, g: Tensor, saved: list[Any], key: tuple) -> tuple[Step, ...]:
+    """Decide the launches: one for all inputs of the full shape, and a reduction for each that was broadcast.
+
+    An input of which there is nothing to compute gets g itself.
+    """
+    values = [v.unpack(node) if isinstance(v, Saved) else v for v in saved]
+    together, alone = [], []
     for i, (like, expression, _) in enumerate(rule.parts):
         if like.shape != g.layout.shape:
             alone.append(i)
-        elif expression.is_input(0) and like.dtype is g.layout.dtype:
-            passed.append(i)
-        else:
+        elif not expression.is_input(0) or like.dtype is not g.layout.dtype:
             together.append(i)
-    at = [isinstance(v, Tensor) for v in values]
-    split = lambda needs: ([k for k in needs if at[k]], [k for k in needs if not at[k]])
-    joint = None
+    steps = []
+
+    def add(places: Sequence[int], layouts: Sequence[Layout], launch: Launch, needs: Sequence[int]) -> None:
+        tensors = tuple(k for k in needs if isinstance(values[k], Tensor))
+        numbers = tuple(k for k in needs if not isinstance(values[k], Tensor))
+        steps.append(Step(tuple(places), tuple(layouts), launch, tensors, numbers))
+
     if together:
-        layouts, joint, needs = _joint(rule, together, g, values)
-        tensors, numbers = split(needs)
-        if len(rule.parts) == 1:
-            return _single(layouts[0], joint, tensors, numbers)
-    reductions = []
+        add(together, *_joint(rule, together, g, values))
     for i in alone:
-        like, launch, needs = _reduction(rule, i, g, values)
-        reductions.append((i, like, launch, *split(needs)))
-    count = len(rule.parts)
-
-    def run(g: Tensor, values: list[Any]) -> list[Gradient]:
-        out: list[Gradient] = [(g, False)] * count
-        if joint is not None:
-            results = [empty(l, False) for l in layouts]
-            addresses = [values[k].ptr for k in tensors]
-            joint(*[t.ptr for t in results], g.ptr, *addresses, *[values[k] for k in numbers])
-            for i, t in zip(together, results, strict=True):
-                out[i] = (t, True)
-        for i, like, launch, tensors_, numbers_ in reductions:
-            t = empty(like, False)
-            launch(t.ptr, g.ptr, *[values[k].ptr for k in tensors_], *[values[k] for k in numbers_])
-            out[i] = (t, True)
-        return out
-
-    return run
-
-
-def _single(like: Layout, launch: Any, tensors: list[int], numbers: list[int]) -> Any:
-    """The one gradient of a node, in one launch."""
-
-    def run(g: Tensor, values: list[Any]) -> list[Gradient]:
-        t = empty(like, False)
-        launch(t.ptr, g.ptr, *[values[k].ptr for k in tensors], *[values[k] for k in numbers])
-        return [(t, True)]
-
-    return run
+        add((i,), *_reduction(rule, i, g, values))
+    plan = rule.plans[key] = tuple(steps)
+    return plan
 
 
 def _joint(rule: PointwiseRule, parts: list[int], g: Tensor, values: list[Any]) -> tuple:
@@ -179,31 +173,30 @@ def _reduction(rule: PointwiseRule, i: int, g: Tensor, values: list[Any]) -> tup
         f"{rule.op.name}_backward", "sum", expression, (operand(g), *map(operand, used)),
         [g.layout, *[v.layout for v in used if isinstance(v, Tensor)]], shape, dims, out,
     )  # fmt: skip
-    return out, launch, needs
+    return (out,), launch, needs
 
 
 # --- formulas
 # ----------------------------------------------------------------------------------------------------------
 def _formulas(
-    rule: FormulaRule, g: Tensor, saved: list[Tensor], numbers: tuple, further: tuple[Expression, list[Tensor]] | None
+    node: Node, rule: FormulaRule, g: Tensor, further: tuple[Expression, list[Tensor]] | None
 ) -> list[Gradient]:
-    values: list[Any] = [*saved, *numbers, None]  # None is at -1, for what is absent
-    recording = current().record
+    saved = [s.unpack(node) for s in node.saved or ()]
+    values: list[Any] = [*saved, *node.numbers, None]  # None is at -1, for what is absent
+    calls, joint = rule.prepared(current().record)
     held = [g.storage, *[t.storage for t in saved]]
     out: list[Gradient] = []
     given: dict[int, Tensor] = {}
-    if rule.joint is not None and not recording:
-        positions, together, names = rule.joint
-        named = dict(zip(rule.names, values, strict=False))
-        given = dict(zip(positions, together(g, *[named.get(n) for n in names]) or (), strict=False))
-    for i, ((like, formula, fast, _, settings), at) in enumerate(zip(rule.calls, rule.at, strict=True)):
+    if joint is not None:
+        positions, together, at = joint
+        given = dict(zip(positions, together(g, *[values[k] for k in at]) or (), strict=False))
+    for i, (like, formula, at) in enumerate(calls):
         if i in given:
             result = given[i]
         elif further is not None and rule.fold is not None and i == rule.fold[0]:
             result = rule.fold[1](g, *[values[k] for k in at], *further)
         else:
-            use = formula if recording or fast is None else fast
-            result = use(g, *[values[k] for k in at], **settings)
+            result = formula(g, *[values[k] for k in at])
         if result is None:
             out.append((None, False))
             continue
@@ -213,3 +206,6 @@ def _formulas(
         held.append(result.storage)
         out.append((result, own))
     return out
+
+
+_pointwise, _formulas = install_backward(_pointwise, _formulas, _plan, _fit)

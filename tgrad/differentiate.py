@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from tgrad import modes
 from tgrad.aliasing import refresh
+from tgrad.device import compute
 from tgrad.edges import AccumulateGrad, GradientEdge
 from tgrad.engine import Walk
+from tgrad.kernels.launch import Launch, holders
+from tgrad.layout import Layout, layout
 from tgrad.ops import pointwise as p
-from tgrad.tensor import Tensor
+from tgrad.ops.views import fill_launch
+from tgrad.tensor import Tensor, empty
 
 _warned_create_graph = False
 
@@ -148,6 +153,11 @@ def _tuple(tensors: Any) -> tuple:
 
 def _one(root: Tensor) -> Tensor:
     """The gradient of a root of one element: 1."""
+    if root.layout.contiguous and root.layout.device is compute:  # as `ones_like`, decided once
+        row_major, fill = _filled(root.layout)
+        t = empty(row_major, inference=False)
+        fill(t.ptr, 1)
+        return t
     from tgrad.ops.creation import ones_like
 
     before = modes.current()
@@ -156,6 +166,15 @@ def _one(root: Tensor) -> Tensor:
         return ones_like(root)
     finally:
         modes.set_mode(before)
+
+
+@functools.cache
+def _filled(like: Layout) -> tuple[Layout, Launch]:
+    row_major = layout(like.dtype, tuple(like.shape), None, compute)
+    return row_major, fill_launch("fill", row_major)
+
+
+holders.append(_filled.cache_clear)
 
 
 def _seed(roots: tuple[Tensor, ...], given: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:

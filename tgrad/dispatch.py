@@ -12,6 +12,7 @@ from tgrad import graph
 from tgrad.device import compute
 from tgrad.eager import install_dispatch
 from tgrad.fusion.tracing import TRACE
+from tgrad.layout import Layout
 from tgrad.modes import current
 from tgrad.tensor import DEFAULT, INFERENCE, NO_GRAD, Alias, Tensor, empty, make
 
@@ -70,29 +71,61 @@ def dispatch(op: Op, args: Sequence[Any], settings: tuple = ()) -> list[Tensor]:
     return outs
 
 
+class Plans(dict[tuple, "Plan"]):
+    """The plans of an op by signature.
+
+    Attributes:
+        singles, pairs: those of one layout, and of a layout and another or the class of a number, once more: by the
+            layout, and by the one and then the other. A lookup there makes no tuple and costs half.
+    """
+
+    __slots__ = ("singles", "pairs")
+
+    def __init__(self) -> None:
+        self.singles: dict[Layout, Plan] = {}
+        self.pairs: dict[Layout, dict[Any, Plan]] = {}
+
+    def __setitem__(self, key: tuple, plan: Plan) -> None:
+        super().__setitem__(key, plan)
+        if len(key) == 1:
+            self.singles[key[0]] = plan
+        elif len(key) == 2:
+            self.pairs.setdefault(key[0], {})[key[1]] = plan
+
+    def clear(self) -> None:
+        super().clear()
+        self.singles.clear()
+        self.pairs.clear()
+
+
+# In what follows a slot is read into a variable before it is called: Python 3.11 and later make a plain read cheap, but
+# not that of a method, which a slot might be.
 def unary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     """`dispatch` for a pointwise op of one tensor, written out: the same path for what its plans know already.
 
     Args:
         otherwise: called with the arguments where there is no plan yet, or something listens.
     """
-    plans = op.plans
+    plans = op.plans.singles
 
     def call(input: Any) -> Any:
         try:
-            plan = plans[input.layout,]
+            plan = plans[input.layout]
         except (KeyError, AttributeError):
             return otherwise(input)
         if observer is not None:
             return otherwise(input)
         mode = current()
         out = empty(plan.out, mode.inference)
-        plan.launch(out.ptr, input.ptr)  # type: ignore[misc]
+        launch = plan.launch
+        launch(out.ptr, input.ptr)  # type: ignore[misc]
         if mode.record:
             if input.alias is not None:
                 refresh(input)
-            if input._requires_grad and (rule := plan.rule(1)) is not None:
-                graph.record(out, rule, (input,), (out,))
+            if input._requires_grad:
+                rule = plan.rules[1]
+                if rule is not None:
+                    graph.record(out, rule, (input,), (out,))
         return out
 
     return call
@@ -100,45 +133,54 @@ def unary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
 
 def binary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     """`dispatch` for a pointwise op of two tensors, or of a tensor and a number, written out. See `unary`."""
-    plans = op.plans
+    plans = op.plans.pairs
 
     def call(input: Any, other: Any) -> Any:
-        if other.__class__ is float or other.__class__ is int:
+        if other.__class__ is not Tensor and (other.__class__ is float or other.__class__ is int):
             return with_number(input, other)
         try:
-            plan = plans[input.layout, other.layout]
+            plan = plans[input.layout][other.layout]
         except (KeyError, AttributeError):
             return otherwise(input, other)
         if observer is not None:
             return otherwise(input, other)
         mode = current()
         out = empty(plan.out, mode.inference)
-        plan.launch(out.ptr, input.ptr, other.ptr)  # type: ignore[misc]
+        launch = plan.launch
+        launch(out.ptr, input.ptr, other.ptr)  # type: ignore[misc]
         if mode.record:
             if input.alias is not None:
                 refresh(input)
             if other.alias is not None:
                 refresh(other)
-            mask = input._requires_grad + 2 * other._requires_grad
-            if mask and (rule := plan.rule(mask)) is not None:
+            if input._requires_grad:
+                rule = plan.rules[3 if other._requires_grad else 1]
+            elif other._requires_grad:
+                rule = plan.rules[2]
+            else:
+                return out
+            if rule is not None:
                 graph.record(out, rule, (input, other), (out,))
         return out
 
     def with_number(a: Any, b: float) -> Any:
         try:
-            plan = plans[a.layout, b.__class__]
+            plan = plans[a.layout][b.__class__]
         except (KeyError, AttributeError):
             return otherwise(a, b)
         if observer is not None:
             return otherwise(a, b)
         mode = current()
         out = empty(plan.out, mode.inference)
-        plan.launch(out.ptr, a.ptr, b)  # type: ignore[misc]
+        launch = plan.launch
+        launch(out.ptr, a.ptr, b)  # type: ignore[misc]
         if mode.record:
             if a.alias is not None:
                 refresh(a)
-            if a._requires_grad and (rule := plan.rule(1)) is not None:
-                graph.record(out, rule, (a, b), (out,))
+            if a._requires_grad:
+                rule = plan.rules[1]
+                if rule is not None:
+                    graph.record(out, rule, (a, b), (out,))
         return out
 
     return call
@@ -157,9 +199,24 @@ def ternary(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
             return otherwise(a, b, c)
         mode = current()
         out = empty(plan.out, mode.inference)
-        plan.launch(out.ptr, a.ptr, b.ptr, c.ptr)  # type: ignore[misc]
+        launch = plan.launch
+        launch(out.ptr, a.ptr, b.ptr, c.ptr)  # type: ignore[misc]
         if mode.record:
-            record(plan, (a, b, c), (out,))
+            if a.alias is not None:
+                refresh(a)
+            if b.alias is not None:
+                refresh(b)
+            if c.alias is not None:
+                refresh(c)
+            mask = 1 if a._requires_grad else 0
+            if b._requires_grad:
+                mask += 2
+            if c._requires_grad:
+                mask += 4
+            if mask:
+                rule = plan.rules[mask]
+                if rule is not None:
+                    graph.record(out, rule, (a, b, c), (out,))
         return out
 
     return call
@@ -198,7 +255,7 @@ def record(plan: Plan, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
                 mask |= bit
         bit += bit
     if mask:
-        rule = plan.rule(mask)
+        rule = plan.rules[mask]
         if rule is not None:
             graph.record(outs[0], rule, args, outs)
 

@@ -3,7 +3,8 @@
  * setup(Tensor, Allocation, Version, FreeList, Layout, ledger, empty) takes the classes, whose slots are then written
  * by their offsets, and the Python function that serves where a free list is empty, the ledger is listened to, or
  * `slow(True)` was called. It returns (empty, release). setup_record(...) does likewise for record, whose Python form
- * serves where somebody listens, a hook is in force, or there may be a recipe.
+ * serves where somebody listens, a hook is in force, or there may be a recipe. writes.c, backward.c and engine.c are
+ * compiled together with this, in one module.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -69,12 +70,8 @@ static PyObject *empty(PyObject *module, PyObject *const *args, Py_ssize_t count
   put(t, t_layout, layout);
   SLOT(t, t_storage) = storage;
   put(t, t_ptr, address);
-  if (version) {
-    put(version, v_value, zero);
-    SLOT(t, t_version) = version;
-  } else {
-    put(t, t_version, Py_None);
-  }
+  if (version) put(version, v_value, zero);
+  SLOT(t, t_version) = version ? version : Py_NewRef(Py_None);
   put(t, t_requires, Py_False);
   put(t, t_node, Py_None);
   put(t, t_grad, Py_None);
@@ -147,8 +144,8 @@ static int without_recipe(PyObject *rule, PyObject *inputs, PyObject *out) {
   PyObject *kept = SLOT(rule, r_saves), *wanted = SLOT(rule, r_wanted);
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(kept); k++) {
     Py_ssize_t i = PyLong_AsSsize_t(PyTuple_GET_ITEM(PyTuple_GET_ITEM(kept, k), 0));
-    if (i >= n) continue;
-    PyObject *maker = SLOT(item(inputs, i), t_node);
+    if (i == n && SLOT(rule, r_source) != Py_None && SLOT(rule, r_edged) == Py_False) return 0; /* of what is saved */
+    PyObject *maker = i < n ? SLOT(item(inputs, i), t_node) : Py_None;
     if (maker == Py_None) continue;
     PyObject *made_by = SLOT(maker, n_rule);
     if (!PyObject_TypeCheck(made_by, rule_type)) return 0;
@@ -390,14 +387,14 @@ static PyObject *setup_record(PyObject *module, PyObject *args) {
     return NULL;
   struct { Py_ssize_t *at; PyObject *type; const char *name; } wanted[] = {
     {&r_wanted, rule, "wanted"}, {&r_saves, rule, "saves"}, {&r_numbers, rule, "numbers"}, {&r_edged, rule, "edged"},
-    {&r_big, rule, "big"}, {&r_large, rule, "large"},
-    {&r_source, rule, "source"}, {&r_signs, rule, "signs"}, {&s_storage, saved, "storage"}, {&s_layout, saved, "layout"},
-    {&s_ptr, saved, "ptr"}, {&s_version, saved, "version"}, {&s_expected, saved, "expected"}, {&s_edge, saved, "edge"},
-    {&s_name, saved, "name"}, {&n_rule, node, "rule"}, {&n_edges, node, "edges"}, {&n_saved, node, "saved"},
-    {&n_numbers, node, "numbers"}, {&n_layout, node, "layout"}, {&n_key, node, "key"},
-    {&n_undecided, node, "undecided"}, {&n_intact, node, "intact"}, {&n_none[0], node, "origin"}, {&n_none[1], node, "hooks"},
-    {&n_none[2], node, "retains"}, {&n_none[3], node, "prehooks"}, {&n_none[4], node, "posthooks"},
-    {&n_none[5], node, "metadata_"}, {&n_none[6], node, "recipe"}, {&n_none[7], node, "lent"},
+    {&r_big, rule, "big"}, {&r_large, rule, "large"}, {&r_source, rule, "source"}, {&r_signs, rule, "signs"},
+    {&s_storage, saved, "storage"}, {&s_layout, saved, "layout"}, {&s_ptr, saved, "ptr"},
+    {&s_version, saved, "version"}, {&s_expected, saved, "expected"}, {&s_edge, saved, "edge"}, {&s_name, saved, "name"},
+    {&n_rule, node, "rule"}, {&n_edges, node, "edges"}, {&n_saved, node, "saved"}, {&n_numbers, node, "numbers"},
+    {&n_layout, node, "layout"}, {&n_key, node, "key"}, {&n_undecided, node, "undecided"}, {&n_intact, node, "intact"},
+    {&n_none[0], node, "origin"}, {&n_none[1], node, "hooks"}, {&n_none[2], node, "retains"},
+    {&n_none[3], node, "prehooks"}, {&n_none[4], node, "posthooks"}, {&n_none[5], node, "metadata_"},
+    {&n_none[6], node, "recipe"}, {&n_none[7], node, "lent"},
   };
   for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
     if ((*wanted[i].at = offset(wanted[i].type, wanted[i].name)) < 0) return NULL;
@@ -431,10 +428,15 @@ static PyObject *set_slow(PyObject *module, PyObject *value) {
   Py_RETURN_NONE;
 }
 
+static PyObject *setup_writes(PyObject *, PyObject *), *setup_backward(PyObject *, PyObject *);
+static PyObject *setup_engine(PyObject *, PyObject *);
 static PyMethodDef methods[] = {
   {"setup", setup, METH_VARARGS, "(empty, release) for these classes."},
   {"setup_record", setup_record, METH_VARARGS, "record for these classes."},
   {"setup_dispatch", setup_dispatch, METH_VARARGS, "dispatch for these classes."},
+  {"setup_writes", setup_writes, METH_O, "announce_writes of graph.py, whose Python form is given."},
+  {"setup_backward", setup_backward, METH_VARARGS, "_pointwise and _formulas of backward.py for these classes."},
+  {"setup_engine", setup_engine, METH_VARARGS, "survey and advance of engine.py for these classes."},
   {"slow", set_slow, METH_O, "Whether all goes the Python way."},
   {0},
 };

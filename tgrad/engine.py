@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 from tgrad import graph, modes
 from tgrad.accumulate import accumulating, finish
 from tgrad.backward import Gradient, gradients
+from tgrad.eager import install_engine
 from tgrad.folding import fold
 from tgrad.graph import Node, reachable
 from tgrad.hooks import run_posthooks, run_prehooks, run_tensor_hooks
 from tgrad.inplace import write
 from tgrad.ops import pointwise as p
-from tgrad.rules import FormulaRule
+from tgrad.pieces import Pieces, together
+from tgrad.rules import FormulaRule, PartRule
 from tgrad.tensor import Tensor
 
 # The most walks within walks that share one stack.
@@ -67,6 +69,11 @@ class Walk:
         leaves: by id, [leaf, gradient so far, whether it is ours alone, consumers that have not run].
     """
 
+    __slots__ = (
+        "retain", "create", "mode", "capture", "accumulate", "captured", "needed", "reached", "heap", "pending",
+        "leaves", "__weakref__",
+    )  # fmt: skip
+
     def __init__(self, retain_graph: bool, create_graph: bool, capture: set[int] | None, accumulate: bool) -> None:
         self.retain, self.create = retain_graph, create_graph
         self.mode = modes.GRAD if create_graph else modes.NO_GRAD
@@ -109,7 +116,8 @@ class Walk:
                 if t.node is None:
                     self._finish_leaf(self.leaves[id(t)])
             while self.heap:
-                self._visit(heappop(self.heap))
+                if not advance(self):
+                    self._visit(heappop(self.heap))
             for entry in self.leaves.values():
                 if entry[1] is not None:  # it has a consumer that no gradient reached
                     entry[3] = 0
@@ -124,19 +132,10 @@ class Walk:
 
     def _survey(self, roots: Sequence[Tensor]) -> None:
         """Count each leaf's consumers, and find the nodes that must run."""
-        seen = reachable(roots)
         if self.capture is None:
-            self.reached = set(seen)
-            leaves = self.leaves
-            for node in seen.values():
-                for e in node.edges:
-                    if e.__class__ is not Node and not isinstance(e, Node):
-                        entry = leaves.get(id(e))
-                        if entry is None:
-                            leaves[id(e)] = [e, None, False, 1]
-                        else:
-                            entry[3] += 1
+            survey(self, roots)
             return
+        seen = reachable(roots)
         self.needed = self.reached = set()
         for key in sorted(seen, reverse=True):  # oldest first: keys fall with age
             if id(seen[key]) in self.capture or self._leads_on(seen[key]):
@@ -177,8 +176,10 @@ class Walk:
         else:
             have[1], have[2] = self._sum(have[1], have[2], g)
 
-    def _sum(self, a: Tensor, own: bool, b: Tensor) -> tuple[Tensor, bool]:
+    def _sum(self, a: Any, own: bool, b: Any) -> tuple[Any, bool]:
         """a + b, in a's memory if nobody else holds it."""
+        if a.__class__ is Pieces or b.__class__ is Pieces:
+            return together(a, own, b), False
         if own and not self.create and a.layout.contiguous:
             return write(p.add, a, (a, b)), True
         return p.add(a, b), True
@@ -187,6 +188,8 @@ class Walk:
         if modes.current() is not self.mode:  # left behind by the user's own backward or hook
             modes.set_mode(self.mode)
         node, g, _ = self.pending.pop(key)  # here, so that nobody else holds g while the node runs
+        if g.__class__ is Pieces:
+            g = g.joined()[0]
         if node.hooks:
             g = run_tensor_hooks(node.hooks, g)
         if node.retains is not None and g is not None:
@@ -201,6 +204,8 @@ class Walk:
         found = fold(self, node, g) if folds else None
         if found is not None:
             edges, results = found
+        elif rule.__class__ is PartRule and g is not None and self._collects(node):
+            results = [(Pieces(node, g), False)]  # type: ignore[list-item]
         else:
             results = self._run_node(node, g) if watch is None else watch(self._run_node, node, g)
         del g
@@ -226,6 +231,11 @@ class Walk:
             if not entry[3]:
                 self._finish_leaf(entry)
 
+    def _collects(self, node: Node) -> bool:
+        """Whether the gradient of a part can wait for those of other parts: nobody looks at what its node makes."""
+        looked_at = watch is not None or node.prehooks or node.posthooks
+        return not (looked_at or self.create or node.saved is None)
+
     def _run_node(self, node: Node, g: Any) -> list[Gradient]:
         if not node.prehooks and not node.posthooks:
             return _gradients(node, g)
@@ -246,6 +256,8 @@ class Walk:
         if waiting or g is None:
             return
         entry[1] = None
+        if g.__class__ is Pieces:
+            g, own = g.joined()
         if own and leaf.hooks is None and self.capture is None and not self.create and g.layout is leaf.layout:
             with accumulating:  # as in `accumulate`, of a first gradient
                 if leaf._grad is None and leaf._requires_grad and leaf.node is None:
@@ -265,8 +277,38 @@ class Walk:
             finish(leaf, g, own, self.create)
 
 
+def survey(walk: Walk, roots: Sequence[Tensor]) -> None:
+    """Fill `reached` and `leaves` of a walk that runs all nodes."""
+    reached, leaves = walk.reached, walk.leaves
+    found = []
+    for t in roots:
+        if t.node is not None and t.node.key not in reached:
+            reached.add(t.node.key)
+            found.append(t.node)
+    for node in found:  # which grows
+        for e in node.edges:
+            if e.__class__ is Node or isinstance(e, Node):
+                if e.key not in reached:
+                    reached.add(e.key)
+                    found.append(e)
+                continue
+            entry = leaves.get(id(e))
+            if entry is None:
+                leaves[id(e)] = [e, None, False, 1]
+            else:
+                entry[3] += 1
+
+
+def advance(walk: Walk) -> bool:
+    """Visit nodes as `Walk._visit` does, the youngest first; False if the youngest is left to that: here, always."""
+    return False
+
+
 def _gradients(node: Node, g: Any) -> list[Gradient]:
     """What the node computes; where no gradient arrived, only a custom Function runs, and may ask for zeros."""
     if g is None and not getattr(node.rule, "takes_none", False):
         return [(None, False)] * len(node.edges)
     return gradients(node, g)
+
+
+survey, advance = install_engine(Walk, survey, advance, globals(), accumulating)

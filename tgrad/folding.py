@@ -35,9 +35,14 @@ def fold(walk: Walk, node: Node, g: Any) -> tuple[list[Any], list[Gradient]] | N
     if walk.create or walk.capture is not None or g is None or node.prehooks or node.posthooks:
         return None
     position = node.rule.fold[0]  # type: ignore[attr-defined]
-    below = _alone(walk, node, position)
-    further = None if below is None else _formula(below)
-    if below is None or further is None:
+    below = node.edges[position]
+    if below.__class__ is not Node or below.rule.__class__ is not PointwiseRule or not _alone(walk, node, below):
+        return None
+    rule = below.rule
+    if rule.selects is None:
+        rule.selects = _selects(rule)
+    further = _formula(below, rule) if rule.selects else None
+    if further is None:
         return None
     results = gradients(node, g, further)
     if not walk.retain:
@@ -49,33 +54,39 @@ def fold(walk: Walk, node: Node, g: Any) -> tuple[list[Any], list[Gradient]] | N
     return edges, results
 
 
-def _alone(walk: Walk, node: Node, position: int) -> Node | None:
-    """The node that gets that gradient of `node`, and no other, if its formula can be folded. Keys fall with age."""
-    to = node.edges[position]
-    if to.__class__ is not Node or to.rule.__class__ is not PointwiseRule or to.key in walk.pending:
-        return None
-    if walk.heap and walk.heap[0] < to.key:  # one that is younger waits, and may send a gradient too
-        return None
-    for i, other in enumerate(node.edges):
-        if i != position and isinstance(other, Node) and other.key <= to.key:
-            return None
-    if to.hooks or to.retains is not None or to.prehooks or to.posthooks or to.saved is None or to.rule.numbers:
-        return None
-    parts = to.rule.parts
-    if len(parts) != 1 or parts[0][0].shape != to.layout.shape or parts[0][0].dtype is not to.layout.dtype:
-        return None
-    expression = parts[0][1]
-    return to if expression.steps and all(row in _SELECTING for row, _ in expression.steps) else None
+def _alone(walk: Walk, node: Node, below: Node) -> bool:
+    """Whether `below` gets a gradient of `node` and no other, and nobody looks at it. Keys fall with age."""
+    if below.key in walk.pending or (walk.heap and walk.heap[0] < below.key):
+        return False  # one that is younger waits, and may send a gradient too
+    if below.hooks or below.retains is not None or below.prehooks or below.posthooks or below.saved is None:
+        return False
+    reaching = 0  # edges to it, and to older nodes, which may lead to it
+    for e in node.edges:
+        if isinstance(e, Node) and e.key <= below.key:
+            reaching += 1
+    return reaching == 1
 
 
-def _formula(node: Node) -> tuple[Expression, list[Tensor]] | None:
+def _selects(rule: PointwiseRule) -> bool:
+    """Whether a formula does no more than choose between what it is given."""
+    steps = rule.parts[0][1].steps
+    return len(rule.parts) == 1 and not rule.numbers and bool(steps) and all(row in _SELECTING for row, _ in steps)
+
+
+def _formula(node: Node, rule: PointwiseRule) -> tuple[Expression, list[Tensor]] | None:
     """A node's formula and the tensors it takes after g; None if their layouts do not suit an epilogue.
 
     Raises:
         RuntimeError: one was modified in place since it was saved.
     """
-    saved = [s.unpack(node) for s in node.saved or ()]
-    _, expression, needs = node.rule.parts[0]  # type: ignore[attr-defined]
-    values = [saved[k] for k in needs]
-    suit = all(v.layout.contiguous and v.layout.shape == node.layout.shape for v in values)
-    return (expression, values) if suit else None
+    like, expression, needs = rule.parts[0]
+    shape = node.layout.shape
+    if like.shape != shape or like.dtype is not node.layout.dtype:
+        return None
+    saved, values = node.saved or (), []
+    for k in needs:
+        v = saved[k].unpack(node)
+        if not v.layout.contiguous or v.layout.shape != shape:
+            return None
+        values.append(v)
+    return expression, values

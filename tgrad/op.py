@@ -16,7 +16,7 @@ from typing import Any
 
 from tgrad import dtypes, graph
 from tgrad.device import compute
-from tgrad.dispatch import dispatch, view
+from tgrad.dispatch import Plans, dispatch, view
 from tgrad.dtypes import dtype
 from tgrad.eager import install_record
 from tgrad.expression import Expression, Operand, Symbol
@@ -33,7 +33,7 @@ from tgrad.layout import (
     order_by_stride,
     strides_in_order,
 )
-from tgrad.rules import Formula, FormulaRule, Plan, PointwiseRule, Rule
+from tgrad.rules import Formula, FormulaRule, PartRule, Plan, PointwiseRule, Rule
 from tgrad.tensor import Tensor
 
 install_record(graph, Rule)
@@ -70,7 +70,7 @@ class Op:
         self.formulas = formulas
         self.needs = {n: tuple(p.name for p in _positional(f)[1:]) for n, f in formulas.items()}
         self.settings = {n: tuple(p.name for p in _keyword_only(f)) for n, f in formulas.items()}
-        self.plans: dict[tuple, Plan] = {}
+        self.plans = Plans()
         _ops.add(self)
         self.grad_name = grad_name or "".join(part.capitalize() for part in name.split("_"))
         self.node_name = node_name or f"{self.grad_name}Backward0"
@@ -176,7 +176,6 @@ class Pointwise(Op):
         numbers = [k for k in range(n) if not kinds[k] and (again or k in needed)]
         names = (*self.inputs, "out")
         rule = PointwiseRule(self, tuple(i for i, _ in wanted), tuple((k, names[k]) for k in tensors), tuple(numbers))
-        rule.plans = {}
         at = {k: position for position, k in enumerate([*tensors, *numbers])}
         rule.parts = [(layouts[i], e, tuple(at[k] for k in needs)) for i, (e, needs) in wanted]  # type: ignore[misc]
         rule.big = any(l is not None and l.nbytes >= graph.SMALLEST_RECIPE for l in (out, *layouts))
@@ -253,7 +252,7 @@ class Kernel(Op):
         build: (args, *settings) -> (layouts of the results, launch). Checks the arguments.
         settings: names of the settings, which formulas may ask for.
         again: whether running it again for backward is cheaper than keeping its result: it takes about the time of
-            reading its operands, and depends on them alone.
+            reading its operands, and depends on them alone. May be a function (args, settings) -> bool.
         results: names of the results; those after the first are auxiliary (`out` is the first).
         fast: formulas that a plain backward uses in place of `grad`, fused kernels that cannot be differentiated again.
         joint: inputs, and a function that a plain backward calls for their gradients together where all are wanted; it
@@ -261,13 +260,18 @@ class Kernel(Op):
             called with the names of those that are, if any is.
         fold: an input, and a function (g, *what its formula names, Expression, tensors) for its gradient with a
             further formula applied to it.
+
+    Attributes:
+        kind: of its rules.
     """
+
+    kind: type[FormulaRule] = FormulaRule
 
     def __init__(
         self, name: str, inputs: Sequence[str], build: Callable, grad: dict[str, Formula], *,
         settings: Sequence[str] = (), results: Sequence[str] = ("out",), fast: dict[str, Formula] | None = None,
         joint: tuple[tuple[str, ...], Callable] | None = None, fold: tuple[str, Callable] | None = None,
-        grad_name: str | None = None, again: bool = False,
+        grad_name: str | None = None, again: bool | Callable[..., bool] = False,
     ) -> None:  # fmt: skip
         super().__init__(name, inputs, grad, grad_name)
         self.again = again
@@ -289,7 +293,9 @@ class Kernel(Op):
         check_devices(self.name, [a for a in args if isinstance(a, Tensor)])
         outs, launch = self.forward(*args, *settings)
         launch = launch if outs[0].numel or len(outs) > 1 else _nothing
-        again = self.again and outs[0].nbytes >= graph.SMALLEST_RECIPE
+        again = outs[0].nbytes >= graph.SMALLEST_RECIPE and bool(
+            self.again(args, settings) if callable(self.again) else self.again
+        )
         return Plan(tuple(outs), launch, self.rule_of(args, settings, again))
 
     def rule_of(self, args: Sequence[Any], settings: tuple, again: bool = False) -> Callable[[int], Rule | None]:
@@ -312,7 +318,7 @@ class Kernel(Op):
             needed = sorted({names.index(p) for i in wanted for p in self.needs[self.inputs[i]]})
             tensors = [k for k in needed if k >= n or kinds[k]]
             numbers = [k for k in range(n) if not kinds[k] and not absent[k] and (again or k in needed)]
-            rule = FormulaRule(self, tuple(wanted), tuple((k, names[k]) for k in tensors), tuple(numbers))
+            rule = self.kind(self, tuple(wanted), tuple((k, names[k]) for k in tensors), tuple(numbers))
             rule.names = tuple(names[k] for k in [*tensors, *numbers])
             rule.big = rule.large = again or any(
                 l is not None and l.nbytes >= graph.SMALLEST_RECIPE for l in layouts
@@ -332,7 +338,7 @@ class Kernel(Op):
                     together.sort(key=lambda i: inputs.index(self.inputs[i]))
                     named = {**known, "wanted": tuple(self.inputs[i] for i in together)}
                     needs = tuple(p.name for p in _positional(function)[1:])
-                    function = functools.partial(function, **{s: named[s] for s in asked}) if asked else function
+                    function = functools.partial(function, **{s: named.get(s) for s in asked}) if asked else function
                     rule.joint = tuple(wanted.index(i) for i in together), function, needs
             if self.fold is not None and (i := self.inputs.index(self.fold[0])) in wanted:
                 rule.fold = wanted.index(i), self.fold[1]
@@ -369,3 +375,9 @@ class View(Kernel):
             self.rule_of(args, settings, again=True),
             nbytes,
         )
+
+
+class PartView(View):
+    """A view of a part of a tensor along one dimension: an index, or a slice."""
+
+    kind = PartRule

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Formula = Callable[..., Any]
 
+# What a FormulaRule's backward calls: see `FormulaRule.prepared`.
+Call = tuple[Layout, Formula, tuple[int, ...]]
+Prepared = tuple[tuple[Call, ...], tuple[tuple[int, ...], Callable, tuple[int, ...]] | None]
+
 # Where a recipe finds an operand: among what the node saved, its numbers, or behind its edges.
 SAVED, NUMBER, EDGE = range(3)
 
@@ -25,10 +29,11 @@ class Plan:
     Attributes:
         outs: layouts of the results; the first is the op's, the others are auxiliary or further results.
         launch: takes the addresses of outs, of tensor inputs, then the numbers.
-        rule: the Rule for a set of inputs that want a gradient.
+        rules: the Rule for a set of inputs that want a gradient, or None; made as it is asked for.
+        rule: `rules` as a function.
     """
 
-    __slots__ = ("outs", "out", "launch", "offset", "rule")
+    __slots__ = ("outs", "out", "launch", "offset", "rules", "rule")
 
     def __init__(
         self, outs: tuple[Layout, ...], launch: Launch | None, rule: Callable[[int], Rule | None], offset: int = 0
@@ -42,7 +47,19 @@ class Plan:
                 found.plan = self
             return found
 
-        self.rule = functools.cache(planned)
+        self.rules = _Rules(planned)
+        self.rule: Callable[[int], Rule | None] = self.rules.__getitem__
+
+
+class _Rules(dict[int, "Rule | None"]):
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[int], Rule | None]) -> None:
+        self.make = make
+
+    def __missing__(self, mask: int) -> Rule | None:
+        found = self[mask] = self.make(mask)
+        return found
 
 
 class Rule:
@@ -94,13 +111,18 @@ class PointwiseRule(Rule):
     Attributes:
         parts: for each wanted input its layout, its gradient over (g, *values), and which values: positions in the
             saved tensors followed by the numbers.
-        plans: how to run them, by the layouts of g and the values.
+        plans: how to run them, by the layouts of g and the values: launches of backward.py.
+        selects: whether its one formula can be folded into the product before it (folding.py); None: not yet decided.
     """
 
-    __slots__ = ("parts", "plans")
+    __slots__ = ("parts", "plans", "selects")
 
     parts: list[tuple[Layout, Expression, tuple[int, ...]]]
-    plans: dict[tuple, Any]
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        self.plans: dict[tuple, tuple] = {}
+        self.selects: bool | None = None
 
 
 class FormulaRule(Rule):
@@ -110,11 +132,11 @@ class FormulaRule(Rule):
         calls: for each wanted input its layout, formula, fast formula or None, the names it wants, and its settings.
         names: of the saved tensors followed by the numbers; absent ones (None arguments) are not among them.
         joint: which calls one function may do together, that function and the names it wants; None: none.
-        at: for each call, which of the saved tensors and numbers it wants, -1 where one is absent.
         fold: which call can take a further formula (folding.py) and the function that does, if there is one.
+        plain, recorded: what `prepared` decided.
     """
 
-    __slots__ = ("calls", "names", "joint", "fold", "_at")
+    __slots__ = ("calls", "names", "joint", "fold", "plain", "recorded")
 
     calls: list[tuple[Layout, Formula, Formula | None, tuple[str, ...], dict[str, Any]]]
     names: tuple[str, ...]
@@ -124,12 +146,38 @@ class FormulaRule(Rule):
     def __init__(self, *of: Any) -> None:
         super().__init__(*of)
         self.joint = self.fold = None
-        self._at: list[tuple[int, ...]] | None = None
+        self.plain: Prepared | None = None
+        self.recorded: Prepared | None = None
 
-    @property
-    def at(self) -> list[tuple[int, ...]]:
-        found = self._at
-        if found is None:
-            places = {name: i for i, name in enumerate(self.names)}
-            found = self._at = [tuple(places.get(n, -1) for n in needs) for _, _, _, needs, _ in self.calls]
+    def prepared(self, recording: bool) -> Prepared:
+        """What a backward calls, and with which of the saved tensors and numbers: -1 where one is absent.
+
+        Returns:
+            For each call the layout of the input, the function with its settings, and its arguments after g. Then what
+            is done together, if anything is: which calls, the function, and its arguments after g.
+        """
+        found = self.recorded if recording else self.plain
+        if found is not None:
+            return found
+        places = {name: i for i, name in enumerate(self.names)}
+        at = lambda names: tuple(places.get(n, -1) for n in names)
+        calls = []
+        for like, formula, fast, needs, settings in self.calls:
+            use = formula if recording or fast is None else fast
+            calls.append((like, functools.partial(use, **settings) if settings else use, at(needs)))
+        joint = None
+        if self.joint is not None and not recording:
+            positions, together, names = self.joint
+            joint = positions, together, at(names)
+        found = tuple(calls), joint
+        if recording:
+            self.recorded = found
+        else:
+            self.plain = found
         return found
+
+
+class PartRule(FormulaRule):
+    """Of a view of a part of a tensor: the engine puts the gradients of several parts together (pieces.py)."""
+
+    __slots__ = ()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tgrad import modes, printing, storage as memory
+from tgrad import modes, printing
 from tgrad.device import compute, device
 from tgrad.dtypes import bfloat16, dtype
 from tgrad.eager import install
 from tgrad.layout import Layout, Size
-from tgrad.storage import Allocation, Storage, ledger
+from tgrad.storage import Allocation, allocate, ledger
 
 if TYPE_CHECKING:
     from tgrad.graph import Node
@@ -384,7 +384,7 @@ class Tensor:
                 "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the "
                 "moment."
             )
-        copied = self.detach().clone()
+        copied = self.detach().to(self.layout.device, copy=True)  # a CPU tensor too, on a CUDA machine
         copied._requires_grad = self._requires_grad
         memo[id(self)] = copied
         if self._grad is not None:
@@ -407,31 +407,29 @@ def make(layout: Layout, storage: Allocation, ptr: int, version: Version | None)
 def empty(layout: Layout, inference: bool) -> Tensor:
     """An uninitialised tensor with a storage of its own."""
     free = layout.free
-    if free is None or memory.allocator is not None:
-        storage: Allocation = Storage(layout.allocation, layout.device)
-    else:
+    if free is None or ledger.watched:
+        storage = allocate(layout.allocation, layout.device)
+        ptr = storage.ptr
+    else:  # storage.allocate, without the calls
         storage = Allocation()
         try:
             block = free.pop()
         except IndexError:
             block = free.grow()
-        storage.ptr = block[0]
+        storage.ptr = ptr = block[0]
         storage.block = block
         storage.free = free
         storage.device = free.device
         storage._buffer = None
         storage.nbytes = nbytes = layout.allocation
-        ledger.allocations += 1  # as in storage.enter, without the call
+        ledger.allocations += 1
         live = ledger.live_bytes = ledger.live_bytes + nbytes
         if live > ledger.peak_bytes:
             ledger.peak_bytes = live
-        if ledger.listeners:
-            for listener in ledger.listeners:
-                listener.allocated(storage)
     t = Tensor()
     t.layout = layout
     t.storage = storage
-    t.ptr = storage.ptr
+    t.ptr = ptr
     if inference:
         t.version = None
     else:

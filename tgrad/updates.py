@@ -64,8 +64,9 @@ def update(
     graph.announce_writes(written)
     for launch, chosen in plan:
         launch(*chosen(addresses), *numbers)
+    listening = graph.find_origin is not None
     for version in versions:
-        if graph.find_origin is not None:
+        if listening:
             graph.count_write(version, name)
         elif version is not None:
             version.value += 1

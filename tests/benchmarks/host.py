@@ -3,26 +3,33 @@
 tgrad runs its whole GPU path, but for the driver, which is a stub (tests/stub): nothing is computed. torch's time
 contains its CPU kernel for a few elements (about 0.25 us). So this is host code only, not GPU performance; ratios hold,
 times depend on the machine and its load. Blocks of the two alternate; times are of the thread's own CPU.
+
+`--launcher python` measures what serves where the C helpers cannot be built, `--launcher both` one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import csv
 import gc
 import os
 import pstats
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 os.environ["TGRAD_LAUNCH"] = "driver"
+os.environ.pop("TRITON_INTERPRET", None)  # set by a parent that imported tgrad
 
 BLOCK_NS = 400_000
+COLUMNS = ("launcher", "mode", "call", "tgrad_us", "torch_us", "ratio", "low", "high")  # the last two are quartiles
 Call = Callable[[], Any]
 
 
@@ -119,7 +126,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--profile", type=int, default=0, metavar="N", help="print the N functions `a + b` spends most in"
     )
+    parser.add_argument("--launcher", choices=("native", "python", "both"), default="native", help="C, Python or both")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="add the rows of the tables to a file")
     options = parser.parse_args(arguments)
+    if options.launcher == "both":
+        command = [sys.executable, "-m", "tests.benchmarks.host", "--rounds", str(options.rounds)]
+        command += ["--csv", str(options.csv)] if options.csv else []
+        command += ["--profile", str(options.profile), "--launcher"]
+        return max(subprocess.run([*command, launcher], check=False).returncode for launcher in ("native", "python"))
+    if options.launcher == "python":
+        os.environ["TGRAD_NATIVE"] = "0"
 
     from tests.stub import driver
 
@@ -137,7 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, Triton {triton.__version__}"
-    print(f"host code only, stub driver: not GPU performance ({versions})")
+    without = ", without the C helpers" if os.environ.get("TGRAD_NATIVE") == "0" else ""
+    print(f"host code only, stub driver{without}: not GPU performance ({versions})")
     print(f"{'mode':10} {'call':34} {'tgrad us':>9} {'torch us':>9} {'ratio':>6} {'quartiles':>13}")
     modes: dict[str, Callable[[Any], AbstractContextManager]] = {
         "grad": lambda xp: xp.enable_grad(),
@@ -145,11 +162,14 @@ def main(arguments: list[str] | None = None) -> int:
         "inference": lambda xp: xp.inference_mode(),
     }
 
+    rows: list[tuple[str, ...]] = []
+
     def show(mode: str, name: str, ours: Call, theirs: Call) -> None:
         # The mode is entered outside the block, so that only the calls are timed.
         with modes[mode](tgrad), modes[mode](torch):
             o, t, low, middle, high = compare(ours, theirs, options.rounds)
         print(f"{mode:10} {name:34} {o:9.2f} {t:9.2f} {middle:6.2f} {low:6.2f}-{high:.2f}")
+        rows.append((options.launcher, mode, name, *(f"{v:.3f}" for v in (o, t, middle, low, high))))
 
     gc.collect()
     gc.freeze()
@@ -159,6 +179,10 @@ def main(arguments: list[str] | None = None) -> int:
     pairs = zip(training(tgrad, GF, tgrad.nn, tgrad.optim), training(torch, TF, torch.nn, torch.optim), strict=True)
     for (name, ours), (_, theirs) in pairs:
         show("grad", name, ours, theirs)
+    if options.csv:
+        with options.csv.open("a", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([COLUMNS, *rows] if not file.tell() else rows)
     for mode in modes if options.profile else ():
         print(f"\n{mode}: a + b")
         with modes[mode](tgrad):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from tgrad.ops import creation, pointwise as p_
@@ -55,6 +56,7 @@ class Adam(Optimizer):
     def update_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
         amsgrad = bool(group["amsgrad"])
         kept = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+        kept_in = itemgetter(*kept)
         rows: dict[float, list[Row]] = {}  # by the count of steps, on which the corrections depend
         for p in params:
             state = self.state[p]
@@ -63,7 +65,7 @@ class Adam(Optimizer):
                 for name in kept:
                     state[name] = creation.zeros_like(p)
             count = count_step(state["step"])
-            rows.setdefault(count, []).append((p, p._grad, *[state[name] for name in kept]))  # type: ignore[arg-type]
+            rows.setdefault(count, []).append((p, p._grad, *kept_in(state)))  # type: ignore[arg-type]
         beta1, beta2 = map(float, group["betas"])
         lr, decay = float(group["lr"]), float(group["weight_decay"])
         decoupled = bool(group["decoupled_weight_decay"])

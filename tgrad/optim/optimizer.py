@@ -115,7 +115,10 @@ class Optimizer:
         """Drop the gradients of all parameters, or set them to zero in place."""
         for group in self.param_groups:
             for p in group["params"]:
-                clear_grad(p, set_to_none)
+                if set_to_none:
+                    p._grad = None
+                else:
+                    clear_grad(p, set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient, in place and unseen by autograd.
