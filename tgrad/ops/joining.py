@@ -9,8 +9,9 @@ from typing import Any
 
 from tgrad import dtypes
 from tgrad.device import compute
+from tgrad.kernels.joining import MOST_ELEMENTS, MOST_PIECES, prepare_join, slots
 from tgrad.kernels.launch import Launch
-from tgrad.layout import Layout, broadcast_shapes, contiguous_strides, layout, wrap_dim
+from tgrad.layout import Layout, broadcast_shapes, contiguous_strides, layout, numel, wrap_dim
 from tgrad.op import Kernel, Op, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.ops.reduce import expand
@@ -56,20 +57,41 @@ def _build_cat(*args: Any) -> tuple[list[Layout], Launch]:
     shape[dim] = sum(t.shape[dim] for t in tensors)
     out = layout(kind, tuple(shape), None, compute)
     stride = contiguous_strides(shape)[dim]
-    copies, start = [], 0
-    for i, t in enumerate(tensors):
-        if t.numel():
-            skip = start * stride * kind.itemsize
-            part = layout(kind, tuple(t.shape), out.strides, compute, skip % 16 == 0)
-            copy = pointwise_launch("cat", COPY.lower(((kind, 2),), [None]), [part], [t.layout])
-            copies.append((copy, skip, i))
-        start += t.shape[dim]
+    starts = itertools.accumulate((t.shape[dim] for t in tensors), initial=0)
+    pieces = [(i, start * stride, t.layout) for i, (start, t) in enumerate(zip(starts, tensors)) if t.numel()]
+    if out.numel <= MOST_ELEMENTS and all(l.contiguous for _, _, l in pieces):
+        return [out], _joined(out, numel(shape[:dim]), pieces)
+    copies = []
+    for i, at, l in pieces:
+        skip = at * kind.itemsize
+        part = layout(kind, tuple(l.shape), out.strides, compute, skip % 16 == 0)
+        copies.append((pointwise_launch("cat", COPY.lower(((kind, 2),), [None]), [part], [l]), skip, i))
 
     def launch(to: int, *sources: int) -> None:
         for copy, skip, i in copies:
             copy(to + skip, sources[i])
 
     return [out], launch
+
+
+def _joined(out: Layout, rows: int, pieces: list[tuple[int, int, Layout]]) -> Launch:
+    """One kernel for every MOST_PIECES dense pieces: (which argument, its first column among `rows` rows, layout)."""
+    launches = []
+    for k in range(0, len(pieces), MOST_PIECES):
+        some = pieces[k : k + MOST_PIECES]
+        which = [i for i, _, _ in some]
+        unused = [which[0]] * (slots(len(some)) - len(some))
+        run = prepare_join(
+            out.dtype.itemsize, rows, out.numel // rows, [l.numel // rows for _, _, l in some],
+            [at for _, at, _ in some], aligned=all(l.aligned for _, _, l in some), name="cat",
+        )  # fmt: skip
+        launches.append((run, (*which, *unused)))
+
+    def launch(to: int, *sources: int) -> None:
+        for run, which in launches:
+            run(to, *[sources[i] for i in which])
+
+    return launch
 
 
 cat_op = Joining("cat", ("tensors",), _build_cat, {"tensors": lambda g: g}, settings=("dim",))

@@ -12,7 +12,7 @@ from tgrad.dtypes import BOOL, NUMBER
 from tgrad.expression import Expression
 from tgrad.kernels.launch import Launch, holders
 from tgrad.layout import Layout, infer_size, layout, view_strides, wrap_dim
-from tgrad.op import Kernel, View, pointwise_launch
+from tgrad.op import Kernel, PartView, View, pointwise_launch
 from tgrad.ops import pointwise as p
 from tgrad.tensor import DEFAULT, MULTI_OUTPUT, Tensor
 
@@ -239,12 +239,12 @@ def _build_select(x: Layout, dim: int, index: int) -> tuple:
     return (*x.shape[:dim], *x.shape[dim + 1 :]), (*x.strides[:dim], *x.strides[dim + 1 :]), index * x.strides[dim]
 
 
-slice_op = View(
+slice_op = PartView(
     "slice", _build_slice,
     lambda g, *, dim, start, step, x_shape: embed_op(g, dim=dim, start=start, step=step, shape=x_shape),
     settings=("dim", "start", "stop", "step"),
 )  # fmt: skip
-select_op = View(
+select_op = PartView(
     "select", _build_select,
     lambda g, *, dim, index, x_shape: embed_op(unsqueeze_op(g, dim=dim), dim=dim, start=index, step=1, shape=x_shape),
     settings=("dim", "index"),
@@ -328,8 +328,8 @@ def narrow(x: Tensor, dim: int, start: Any, length: int) -> Tensor:
     return slice_op(x, dim=d, start=start, stop=start + length, step=1)
 
 
-unbind_op = View("unbind", _build_select, select_op.formulas["x"], settings=("dim", "index"))
-split_op = View("split", _build_slice, slice_op.formulas["x"], settings=("dim", "start", "stop", "step"))
+unbind_op = PartView("unbind", _build_select, select_op.formulas["x"], settings=("dim", "index"))
+split_op = PartView("split", _build_slice, slice_op.formulas["x"], settings=("dim", "start", "stop", "step"))
 
 
 def _as_outputs(name: str, views: list[Tensor]) -> tuple[Tensor, ...]:
