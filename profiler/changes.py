@@ -10,43 +10,49 @@ from dataclasses import dataclass
 from typing import Any
 
 import tgrad
+from tgrad import graph
 from tgrad.nn import Module
 from tgrad.ops.transfer import convert
 from tgrad.profiler.errors import ProfilerError
 from tgrad.saved_hooks import saved_tensors_hooks
 from tgrad.tensor import Tensor
-from tgrad.utils.checkpoint import checkpoint
+from tgrad.utils.checkpoint import checkpoint as run_again
 
 LOWER = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Change:
-    """kind: `none`, `checkpoint`, `lower` or `inplace`; argument: the modules' pattern, or the dtype."""
+    """kind: `none`, `checkpoint`, `offload`, `lower`, `inplace`, or `together`; argument: the modules' pattern, or the
+    dtype. parts: of `together`, what is done at once.
+    """
 
     kind: str
     argument: str = ""
+    parts: tuple[Change, ...] = ()
 
     def __str__(self) -> str:
         return {
             "none": "as it is",
             "checkpoint": f"checkpoint {self.argument or '(the model)'}",
+            "offload": f"offload {self.argument or '(the model)'}",
             "lower": f"save as {self.argument}",
             "inplace": "activations in place",
+            "together": " + ".join(map(str, self.parts)),
         }[self.kind]
 
 
 NONE = Change("none")
 
 
-def matching(model: Any, pattern: str) -> list[Module]:
+def matching(model: Any, pattern: str, option: str = "--checkpoint") -> list[Module]:
     """The modules that a pattern means: paths such as `layers.*`, several by commas; a class's name; "": the model.
 
     Raises:
         ProfilerError: none match.
     """
     if not isinstance(model, Module):
-        raise ProfilerError("--checkpoint: the model is a function, not a tgrad.nn.Module: it has no modules to choose")
+        raise ProfilerError(f"{option}: the model is a function, not a tgrad.nn.Module: it has no modules to choose")
     parts = [p.strip() for p in pattern.split(",")]
     named = dict(model.named_modules())
     found = [
@@ -57,7 +63,7 @@ def matching(model: Any, pattern: str) -> list[Module]:
     if not found:
         listed = ", ".join(list(named)[1:9]) or "none below the model"
         raise ProfilerError(
-            f"--checkpoint {pattern}: no module has such a path or class; there are {listed}"
+            f"{option} {pattern}: no module has such a path or class; there are {listed}"
             + (", ..." if len(named) > 9 else "")
         )
     return found
@@ -70,13 +76,19 @@ def in_place(model: Any) -> list[Module]:
 
 
 @contextmanager
-def applied(change: Change, model: Any, modules: list[Module]) -> Iterator[None]:
+def applied(change: Change, model: Any, modules: list[Any]) -> Iterator[None]:
     """Inside the block the model runs with the change.
 
     Args:
-        modules: those that it concerns; of a `lower`, none.
+        modules: those that it concerns; of a `lower`, none; of `together`, a list for each part.
     """
     with ExitStack() as stack:
+        for part, found in zip(change.parts, modules):
+            stack.enter_context(applied(part, model, found))
+        if change.kind == "offload":
+            policy, patterns = tgrad.get_activation_memory(), graph.patterns.get()
+            checkpoint = None if patterns is None else patterns.checkpoint
+            stack.enter_context(tgrad.activation_memory(policy, checkpoint=checkpoint, offload=change.argument))
         if change.kind == "checkpoint":
             for module in _outermost(modules):
                 stack.enter_context(_checkpointed(module))
@@ -99,7 +111,7 @@ def _checkpointed(module: Module) -> Iterator[None]:
     had, inner = "forward" in vars(module), module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(inner, *args, use_reentrant=False, **kwargs)
+        return run_again(inner, *args, use_reentrant=False, **kwargs)
 
     vars(module)["forward"] = forward
     try:

@@ -22,13 +22,13 @@ NOWHERE = Origin("", "", 0, "")
 class Kept(SavedRecord):
     """A SavedRecord, and why: reason and kind as in a SavedRow. saved_id: of the engine's object, while it lives.
 
-    place: its address, and its layout. host_bytes: of host memory that it takes, at the first tensor that lies there.
+    place: where it is, and its layout. host_bytes: of host memory that it takes, at the first tensor that lies there.
     """
 
     reason: str = ""
     kind: str = ""
     saved_id: int = 0
-    place: tuple[int, Any] = (0, None)
+    place: tuple[Any, Any] = (0, None)
     host_bytes: int = 0
 
 
@@ -87,7 +87,8 @@ def _of(node: Node, s: Saved, frames: dict[int, Any]) -> Iterator[Kept]:
         moved = isinstance(s.recipe, Offloaded)
         how = "brought back from the host" if moved else f"recomputed by {s.recipe}"
         record = _record(node, op, s.name, s, None, f"{why}: {how}", "offloaded" if moved else "recomputed", id(s))
-        yield replace(record, host_bytes=_on_host(s.recipe, frames))
+        place = (id(s.recipe), s.offset), s.layout  # its address is by now another's
+        yield replace(record, host_bytes=_on_host(s.recipe, frames), place=place)
         return
     if not isinstance(s, Packed):
         own = s.edge is graph._ITSELF

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tgrad import dispatch, once
-from tgrad.device import Timer, compute, synchronize
+from tgrad.device import compute, synchronize
 from tgrad.kernels import launch
 from tgrad.profiler.contexts import entered, has_graph
 from tgrad.profiler.memory import (
@@ -29,6 +29,7 @@ from tgrad.profiler.memory import (
 )
 from tgrad.profiler.records import SampleRecord
 from tgrad.profiler.workloads import Workload
+from tgrad.torch_streams import Timer
 
 NAN = math.nan
 

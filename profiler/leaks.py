@@ -14,6 +14,7 @@ from tgrad.engine import Walk
 from tgrad.graph import Node
 from tgrad.profiler import fit
 from tgrad.profiler.errors import ProfilerError, one_line
+from tgrad.profiler.garbage import collected_apart
 from tgrad.profiler.origins import inside, recorded, shown
 from tgrad.profiler.units import show_bytes
 from tgrad.profiler.workloads import where
@@ -134,18 +135,19 @@ def leaks(fn: Callable[..., Any], *, iterations: int = 8, warmup: int = 2) -> Le
     call = _caller(fn)
     births, live, unused, unused_at = Births(), [], 0, ""
     with ledger.subscribe(births), recorded():
-        for i in range(warmup + iterations):
-            if i == warmup:
+        with collected_apart():
+            for i in range(warmup + iterations):
+                if i == warmup:
+                    gc.collect()
+                    live.append(ledger.live_bytes)
+                    births.live.clear()
+                with _counted() as graphs:
+                    _run(call, i)
                 gc.collect()
-                live.append(ledger.live_bytes)
-                births.live.clear()
-            with _counted() as graphs:
-                _run(call, i)
-            gc.collect()
-            if i >= warmup:
-                live.append(ledger.live_bytes)
-                if graphs.nodes and not graphs.walks:
-                    unused, unused_at = unused + 1, graphs.at
+                if i >= warmup:
+                    live.append(ledger.live_bytes)
+                    if graphs.nodes and not graphs.walks:
+                        unused, unused_at = unused + 1, graphs.at
         slope = fit.line(range(len(live)), live)
         found = Leaks(live, slope.slope, slope.slope_ci, [], unused, unused_at)
         held = holders(set(births.live)) if found.found else []

@@ -13,6 +13,7 @@ from tgrad.device import compute
 from tgrad.kernels import launch
 from tgrad.profiler import latency, memory
 from tgrad.profiler.errors import ProfilerError, one_line
+from tgrad.profiler.garbage import collected_apart
 from tgrad.profiler.records import EventRow, RunRecord, SampleRecord, SavedRow
 from tgrad.profiler.workloads import Workload, where
 
@@ -56,6 +57,7 @@ def steps(held: int, modes: Sequence[str], repeats: int, warmup: int) -> int:
     return len(modes) * (held + repeats + warmup)
 
 
+@collected_apart()
 def profile(
     workload: Workload,
     modes: Sequence[str],

@@ -6,6 +6,7 @@ Bytes are live bytes of the device, parameters, gradients and the optimiser's st
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -13,17 +14,15 @@ from statistics import median
 from typing import Any
 
 import tgrad
-from tgrad.device import compute
 from tgrad.kernels import launch
 from tgrad.nn import Module
-from tgrad.profiler import latency, memory
+from tgrad.profiler import latency, memory, transfers
 from tgrad.profiler.calls import Calls
 from tgrad.profiler.errors import ProfilerError
-from tgrad.profiler.predict import Base, Times, checkpointed, offloaded
+from tgrad.profiler.predict import Base, Times, kept_elsewhere
 from tgrad.profiler.units import parse_bytes, show_bytes, show_ms
 from tgrad.profiler.workloads import Options, Workload, make
-from tgrad.storage import OutOfMemoryError, Storage
-from tgrad.torch_host import HostMemory, arrive
+from tgrad.storage import OutOfMemoryError
 
 EVENTS = 1_000_000  # of the runs that predictions are made from: all are listed
 MOST = 24  # subsets of blocks that are considered
@@ -126,6 +125,7 @@ def fit(
         raise ProfilerError(f"workload {made.name} is a PyTorch model, and the planner runs tgrad; give a tgrad model")
     ran: dict[Plan, Candidate] = {}
     bases: dict[str, Base] = {}
+    per_byte = functools.cache(transfers.ms_per_byte)
     for policy in ("keep", "lean"):
         plan, calls = Plan(policy), Calls()
         try:
@@ -137,10 +137,10 @@ def fit(
                 raise
             continue
         forward, backward = _times(made, plan, seed)
-        bases[policy] = Base(found, calls, Times(forward, backward))
+        bases[policy] = Base(found, calls, Times(forward, backward, ms_per_byte=per_byte))
         peak, ms = found.figures["peak_bytes"], forward + backward
         ran[plan] = Candidate(plan, peak, ms, peak, ms, found.figures["host_bytes"])
-    others = _predicted(made.model, bases)
+    others = _predicted(made.model, bases["lean"])
     ordered = sorted([*ran.values(), *others], key=lambda c: c.predicted_ms)
     chosen = None
     for c in (c for c in ordered if c.predicted_peak_bytes <= size):
@@ -218,55 +218,27 @@ def pattern(model: Module, chosen: list[str], units: dict[str, Module]) -> str:
     return ",".join(chosen)
 
 
-def _predicted(model: Any, bases: dict[str, Base]) -> list[Candidate]:
+def _predicted(model: Any, lean: Base) -> list[Candidate]:
     """Plans beyond keep and lean, and what they are expected to give."""
-    units, lean = blocks(model), bases["lean"]
+    units = blocks(model)
     if not units:
         return []
     paths = list(units)
     counts = sorted({max(1, round(len(paths) * k / MOST)) for k in range(1, MOST + 1)} | {len(paths)})
     nested = any(m._modules for m in units.values())
-    per_byte = _ms_per_byte()
     found: list[Candidate] = []
     for count in counts:
         first = paths[:count]
         modules, text = [units[p] for p in first], pattern(model, first, units)
         if nested:
-            p = checkpointed(lean, modules)
-            extra = _beyond_recipes(bases, p.modules)
+            p = kept_elsewhere(lean, modules, [])
             # All blocks: that is what "leanest" means.
             plan = Plan("leanest") if count == len(paths) else Plan("lean", checkpoint=text)
-            found.append(Candidate(plan, p.peak_bytes + extra, p.ms))
-        p = offloaded(lean, modules, per_byte)
+            found.append(Candidate(plan, p.peak_bytes, p.ms))
+        p = kept_elsewhere(lean, [], modules)
         found.append(Candidate(Plan("lean", offload=text), p.peak_bytes, p.ms))
     if nested:
-        p = checkpointed(lean, list(units.values()))
-        inputs = [n for c in lean.calls.outermost(p.modules) for n in c.inputs.values()]
-        moved = sum(inputs) - max(inputs, default=0)  # one block's are back while it runs
-        found.append(Candidate(
-            Plan("leanest", offload=pattern(model, paths, units)),
-            max(p.peak_bytes + _beyond_recipes(bases, p.modules) - moved, 0), p.ms + 2 * moved * per_byte,
-        ))  # fmt: skip
+        modules = list(units.values())
+        p = kept_elsewhere(lean, modules, modules)
+        found.append(Candidate(Plan("leanest", offload=pattern(model, paths, units)), p.peak_bytes, p.ms))
     return found
-
-
-def _beyond_recipes(bases: dict[str, Base], modules: list[Module]) -> int:
-    """Bytes that one block's second run keeps beyond those that recipes leave, which make one tensor at a time."""
-    if "keep" not in bases:
-        return 0
-    keep, lean = (bases[name].kept_in(modules) for name in ("keep", "lean"))
-    at_once = bases["lean"].recomputed_in(modules)
-    return max((max(0, keep.get(path, 0) - n - at_once.get(path, 0)) for path, n in lean.items()), default=0)
-
-
-def _ms_per_byte(nbytes: int = 1 << 22) -> float:
-    """Time to move a byte to the host, or back, the faster of two."""
-    device = Storage(nbytes, compute)
-
-    def there_and_back() -> None:
-        host = HostMemory(device)
-        arrive(host.bring(device))
-
-    return min(latency.timed(there_and_back)[1].wall_ms for _ in range(2)) / (2 * nbytes)
-
-

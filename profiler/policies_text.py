@@ -61,7 +61,7 @@ def sentences(found: Policies) -> list[str]:
     for r, name in missed:
         goal, ratio = (r.saved_goal, r.saved_ratio) if name == "saved" else (r.peak_goal, r.peak_ratio)
         said.append(f"Missed: {r.block}, {r.dtype}, {r.policy}: {name} {ratio:.3f}, goal {goal:g}.")
-    if any(r.block.startswith("encoder") for r, _ in missed):
+    if any(r.block.startswith("encoder") for r in ours):
         said.append(ENCODER)
     higher = [r for r in ours if r.policy == "lean" and r.peak_ratio > 1.005]
     if higher:
@@ -71,10 +71,12 @@ def sentences(found: Policies) -> list[str]:
 
 
 ENCODER = (
-    "What lean keeps of an encoder are results of matrix products, which it does not run again, and of softmax: the "
-    "block's input and the stream between its halves, q, k, v, the result of attention, the hidden layer before GELU: "
-    "10 tensors of the stream's size; and the attention map, in float32 also where the rest is bfloat16. PyTorch keeps "
-    "17.5 (19 in bfloat16) and the map twice, with a bool mask."
+    "What lean keeps of an encoder are results of matrix products, which it does not run again: the block's input and "
+    "the stream between its halves, q, k, v, the hidden layer before GELU: 9 tensors of the stream's size; and the "
+    "result of attention, which it makes again where that is cheap beside the projections: where 4 times the length is "
+    "at most the width. The attention map is never stored, by any policy: a number for each of its rows is kept "
+    "(FlashAttention-2, Dao 2023, arXiv 2307.08691). PyTorch's composed attention keeps 17.5 (19 in bfloat16) and the "
+    "map twice, with a bool mask."
 )
 
 NOTES = """\
@@ -82,7 +84,7 @@ How it is measured:
 
 - PyTorch: eager, on the CPU, with what its CUDA kernels save: a bool mask of dropout (`torch.native_dropout`),
   float32 statistics, RMSNorm as one op. Saved-tensor hooks; each storage counts once. Its peak is what its MemTracker
-  sees, with the temporaries of the CPU's kernels; n/a for RMSNorm, whose fused op the CPU does not have.
+  sees, with the temporaries of the CPU's kernels, but of RMSNorm, whose fused op the CPU does not have, without any.
 - tgrad: what the graph keeps, and the most live in a forward and its backward, both from the ledger, to the byte.
 - Both: kept bytes are without parameters, buffers and the batch, and peaks without parameters and buffers, but with
   gradients and the batch. Statistics and seeds stand apart (statistics_bytes in table.csv).

@@ -6,8 +6,9 @@ of what was measured: both leave out what only a run shows, such as temporaries 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import tgrad
 from tgrad.graph import SMALLEST_RECIPE
@@ -23,11 +24,14 @@ GRAPH = ("intermediate", "input", "output")
 
 @dataclass(frozen=True)
 class Times:
-    """Medians of the model as it is, in ms. conversion_ms: of one tensor of so many elements, there and back."""
+    """Medians of the model as it is, in ms. conversion_ms: of one tensor of so many elements, there and back.
+    ms_per_byte: to move a byte to the host, or back.
+    """
 
     forward_ms: float
     backward_ms: float
     conversion_ms: Callable[[int, str], float] = lambda numel, dtype: 0.0
+    ms_per_byte: Callable[[], float] = lambda: 0.0
 
 
 @dataclass
@@ -36,14 +40,16 @@ class Prediction:
 
     graph_bytes, peak_bytes: as in a RunRecord. ms: of forward and backward. modules: those that it concerns. left_out:
     the others that it could concern, and why it does not. sizes: bytes of each storage that the graph would keep.
+    host_bytes: of what is offloaded.
     """
 
     graph_bytes: int
     peak_bytes: int
     ms: float
-    modules: list[Module] = field(default_factory=list)
+    modules: list[Any] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    host_bytes: int = 0
 
 
 class Base:
@@ -66,28 +72,6 @@ class Base:
         """Whether a storage counts as the graph's if the graph keeps it: not a parameter, and not live before."""
         kind = self.kinds.of(storage)
         return kind in (*GRAPH, "temporary", "gradient")
-
-    def kept_in(self, modules: list[Module]) -> dict[str, int]:
-        """Bytes that the graph keeps inside the calls of these modules, by their path."""
-        found: dict[str, int] = {}
-        seen: set[int] = set()
-        calls = self.calls.outermost(modules)
-        for k, ns in zip(self.kept, self.saved_ns):
-            call = _call_at(calls, ns)
-            if call is not None and k.storage_id not in seen and self.is_kept(k.storage_id):
-                seen.add(k.storage_id)
-                found[call.path] = found.get(call.path, 0) + k.storage_bytes
-        return found
-
-    def recomputed_in(self, modules: list[Module]) -> dict[str, int]:
-        """Bytes of the largest tensor that is recomputed for the calls of these modules, by their path."""
-        found: dict[str, int] = {}
-        calls = self.calls.outermost(modules)
-        for k, ns in zip(self.kept, self.saved_ns):
-            call = _call_at(calls, ns) if k.kind == "recomputed" else None
-            if call is not None:
-                found[call.path] = max(found.get(call.path, 0), k.logical_bytes)
-        return found
 
     def graph(self, sizes: dict[int, int]) -> dict[int, int]:
         """Of storages that nodes would keep, those that count."""
@@ -117,92 +101,109 @@ def _span(begin: int, end: int, size: int) -> list[tuple[int, int, int]]:
     return [(begin, 0, size), (max(begin, end), 1, -size)]
 
 
-def predict(base: Base, change: Change, modules: list[Module]) -> Prediction:
-    """What `change` gives; `modules`: those that match, or could work in place."""
-    if change.kind == "checkpoint":
-        return checkpointed(base, modules)
-    if change.kind == "lower":
-        return _lower(base, change.argument)
+def predict(base: Base, change: Change, modules: list[Any]) -> Prediction:
+    """What `change` gives; `modules`: those that match, or could work in place; of several at once, a list for each."""
     if change.kind == "inplace":
         return _inplace(base, modules)
-    t = base.times
-    sizes = base.graph({k.storage_id: k.storage_bytes for k in base.kept})
-    return Prediction(
-        base.figures["graph_bytes"], base.figures["peak_bytes"], t.forward_ms + t.backward_ms, [], [],
-        list(sizes.values()),
-    )  # fmt: skip
+    parts = list(zip(change.parts, modules)) if change.parts else [(change, modules)]
+    chosen = lambda kind: [m for part, found in parts if part.kind == kind for m in found]
+    lower = next((part.argument for part, _ in parts if part.kind == "lower"), None)
+    if lower is not None:
+        return _lower(base, lower, chosen("checkpoint"))
+    return kept_elsewhere(base, chosen("checkpoint"), chosen("offload"))
 
 
-def checkpointed(base: Base, modules: list[Module]) -> Prediction:
-    """Inside the calls nothing is kept but their inputs and the state of the random numbers; all runs a second time."""
-    calls = base.calls.outermost(modules)
-    within = [_call_at(calls, ns) for ns in base.saved_ns]
-    new = {k.storage_id: k.storage_bytes for k, call in zip(base.kept, within) if call is None}
-    saving = [c for c in calls if any(c is w for w in within)]
-    random = default_generator.get_state().storage.nbytes
-    lives: dict[int, list[tuple[int, int, int]]] = {}
-    for i, c in enumerate(saving):
-        rows = [k for k, w in enumerate(within) if w is c]
-        again = min((base.used_ns[k] for k in rows if base.used_ns[k]), default=base.end)
-        for storage, size in c.inputs.items():
-            new[storage] = size
-            if storage in base.born and storage not in lives:
-                end = max(again, base.freed.get(storage, base.end))
-                lives[storage] = [(base.born[storage], end, size)]
-        lives[-1 - i] = [(c.begin_ns, again, random)]
-    for k, call in zip(base.kept, within):
-        storage = k.storage_id
-        if call is None or storage in new or storage in lives or storage not in base.born:
-            continue
-        again = min((u for u, w in zip(base.used_ns, within) if w is call and u), default=base.end)
-        first = max(call.end_ns, base.born[storage]) if base.kinds.of(storage) != "output" else base.end
-        lives[storage] = [
-            (base.born[storage], first, k.storage_bytes),
-            *_again(again, base.freed.get(storage, base.end), k.storage_bytes),
-        ]
-    sizes = [*base.graph(new).values(), *[random] * len(saving)]
-    return Prediction(
-        sum(sizes), base.peak(lives), _total(base) + _share(base, saving) * base.times.forward_ms,
-        list({id(c.module): c.module for c in calls}.values()), _nothing_kept(calls, saving), sizes,
-    )  # fmt: skip
+@dataclass
+class _Save:
+    """One thing that the graph would keep: a tensor, or an input of a checkpoint.
+
+    held_ns: until when it is on the device whatever becomes of it; used_ns: when backward first needs it, 0: never.
+    """
+
+    storage: int
+    size: int
+    saved_ns: int
+    held_ns: int
+    used_ns: int
+    is_leaf: bool = False
 
 
-def offloaded(base: Base, modules: list[Module], ms_per_byte: float) -> Prediction:
-    """What is saved inside the calls lies on the host from its last save to its first use; copies take their time."""
-    calls = base.calls.outermost(modules)
-    inside: dict[int, list[int]] = {}  # storages that move -> their rows
-    stay: dict[int, int] = {}
-    for i, (k, ns) in enumerate(zip(base.kept, base.saved_ns)):
-        small = k.storage_bytes < SMALLEST_RECIPE
-        if _call_at(calls, ns) is None or k.kind == "leaf" or small or not base.is_kept(k.storage_id):
-            stay[k.storage_id] = k.storage_bytes
-        else:
-            inside.setdefault(k.storage_id, []).append(i)
-    lives: dict[int, list[tuple[int, int, int]]] = {}
-    moved = 0
-    for storage, rows in inside.items():
-        size = base.kept[rows[0]].storage_bytes
-        moved += size
+class _SecondRuns:
+    """The calls that are run again, and what is kept beside what they save."""
+
+    def __init__(self, base: Base, modules: list[Module]) -> None:
+        self.calls = base.calls.outermost(modules)
+        self.within = [_call_at(self.calls, ns) for ns in base.saved_ns]
+        self.saving = [c for c in self.calls if any(c is w for w in self.within)]
+        self.random = default_generator.get_state().storage.nbytes if modules else 0
+        self.begin = {
+            id(c): min((u for u, w in zip(base.used_ns, self.within) if w is c and u), default=base.end)
+            for c in self.saving
+        }
+
+    def lives(self, base: Base, kept: set[int]) -> dict[int, list[tuple[int, int, int]]]:
+        """Of the states of random numbers, and of what is saved within the calls alone: from the call on it is gone,
+        and made again with the second run. kept: storages that are kept.
+        """
+        lives: dict[int, list[tuple[int, int, int]]] = {
+            -1 - i: [(c.begin_ns, self.begin[id(c)], self.random)] for i, c in enumerate(self.saving)
+        }
+        for k, call in zip(base.kept, self.within):
+            storage = k.storage_id
+            if call is None or storage in kept or storage in lives or storage not in base.born:
+                continue
+            first = max(call.end_ns, base.born[storage]) if base.kinds.of(storage) != "output" else base.end
+            lives[storage] = [
+                (base.born[storage], first, k.storage_bytes),
+                *_again(self.begin[id(call)], base.freed.get(storage, base.end), k.storage_bytes),
+            ]
+        return lives
+
+
+def kept_elsewhere(base: Base, checkpoint: list[Module], offload: list[Module]) -> Prediction:
+    """Some modules are run again in backward from their inputs; what is saved inside others moves to the host, from its
+    last save to its first use. Of modules that are both the inputs move. Copies and second runs take their time.
+    """
+    again, regions = _SecondRuns(base, checkpoint), base.calls.outermost(offload)
+    saves = [
+        _Save(k.storage_id, k.storage_bytes, ns, ns, used, k.kind == "leaf")
+        for k, w, ns, used in zip(base.kept, again.within, base.saved_ns, base.used_ns) if w is None
+    ]  # fmt: skip
+    for c in again.saving:  # a module's own frame holds its arguments
+        saves += [_Save(i, size, c.begin_ns, c.end_ns, again.begin[id(c)]) for i, size in c.inputs.items()]
+    moved: dict[int, list[_Save]] = {}
+    stay: dict[int, list[_Save]] = {}
+    for s in saves:
+        moves = s.size >= SMALLEST_RECIPE and not s.is_leaf and base.is_kept(s.storage)
+        moves = moves and _call_at(regions, s.saved_ns) is not None
+        (moved if moves else stay).setdefault(s.storage, []).append(s)
+    lives = again.lives(base, {*moved, *stay})
+    for storage, rows in moved.items():
         if storage in stay or storage not in base.born or base.kinds.of(storage) == "output":
             continue
-        uses = [base.used_ns[i] for i in rows if base.used_ns[i]]
-        freed = base.freed.get(storage, base.end)
+        uses, size = [s.used_ns for s in rows if s.used_ns], rows[0].size
         lives[storage] = [
-            (base.born[storage], max(base.saved_ns[i] for i in rows), size),
-            *(_again(min(uses), freed, size) if uses else []),
+            (base.born[storage], max(s.held_ns for s in rows), size),
+            *(_again(min(uses), base.freed.get(storage, base.end), size) if uses else []),
         ]
-    sizes = list(base.graph(stay).values())
-    return Prediction(sum(sizes), base.peak(lives), _total(base) + 2 * moved * ms_per_byte, modules, [], sizes)
+    inputs = {i for c in again.saving for i in c.inputs}
+    for storage, rows in stay.items():
+        if storage in inputs and storage in base.born:
+            end = max(*(s.used_ns for s in rows), base.freed.get(storage, base.end), base.born[storage])
+            lives[storage] = [(base.born[storage], end, rows[0].size)]
+    sizes = [*base.graph({i: rows[0].size for i, rows in stay.items()}).values(), *[again.random] * len(again.saving)]
+    host = sum(rows[0].size for rows in moved.values())
+    ms = _total(base) + _share(base, again.saving) * base.times.forward_ms + 2 * host * base.times.ms_per_byte()
+    concerned = list({id(c.module): c.module for c in (*again.calls, *regions)}.values())
+    left_out = [
+        f"{c.path or 'the model'}: it keeps nothing for backward"
+        for c in again.calls if not any(c is s for s in again.saving)
+    ]  # fmt: skip
+    return Prediction(sum(sizes), base.peak(lives), ms, concerned, left_out, sizes, host)
 
 
 def _again(begin: int, end: int, size: int) -> list[tuple[int, int, int]]:
     return [(begin, end, size)] if end > begin else []
-
-
-def _nothing_kept(calls: Iterable[Call], saving: list[Call]) -> list[str]:
-    return [
-        f"{c.path or 'the model'}: it keeps nothing for backward" for c in calls if not any(c is s for s in saving)
-    ]
 
 
 def _share(base: Base, calls: list[Call]) -> float:
@@ -219,14 +220,21 @@ def _total(base: Base) -> float:
     return base.times.forward_ms + base.times.backward_ms
 
 
-def _lower(base: Base, dtype: str) -> Prediction:
-    """Wide tensors become copies of their own, one a tensor however often it is saved; the others stay."""
-    target = getattr(tgrad, dtype)
+def _lower(base: Base, dtype: str, checkpoint: list[Module]) -> Prediction:
+    """Wide tensors become copies of their own, one a tensor however often it is saved; the others stay. Modules that
+    are run again keep their inputs alone, lowered too.
+    """
+    target, again = getattr(tgrad, dtype), _SecondRuns(base, checkpoint)
     stay: dict[int, int] = {}
     copies: dict[tuple[object, ...], int] = {}
     conversions = 0.0
-    lives: dict[int, list[tuple[int, int, int]]] = {}
-    for k, saved in zip(base.kept, base.saved_ns):
+    seen = {k.storage_id: k for k in base.kept}
+    saves = [(k, ns) for k, ns, w in zip(base.kept, base.saved_ns, again.within) if w is None]
+    for c in again.saving:
+        saves += [(seen[i], c.begin_ns) for i in c.inputs if i in seen]
+        stay |= {i: size for i, size in c.inputs.items() if i not in seen}
+    spans: dict[int, list[tuple[int, int, int]]] = {}
+    for k, saved in saves:
         own = k.storage_id in base.kinds.parameters or k.storage_id in base.kinds.buffers
         if not is_lowered(getattr(tgrad, k.dtype), k.kind in ("leaf", "held"), own, target):
             stay[k.storage_id] = k.storage_bytes
@@ -236,19 +244,21 @@ def _lower(base: Base, dtype: str) -> Prediction:
         if key not in copies:
             copies[key] = size
             conversions += base.times.conversion_ms(_numel(k), k.dtype)
-            lives[-len(copies)] = [(saved, base.freed.get(k.storage_id, base.end), size)]
-    for k in base.kept:
+            spans[-len(copies) - len(again.saving)] = [(saved, base.freed.get(k.storage_id, base.end), size)]
+    lives = again.lives(base, {*stay, *(k.storage_id for k, _ in saves)}) | spans
+    for k, _ in saves:
         i = k.storage_id
         if i in stay or i not in base.born or base.kinds.of(i) == "output":
             continue
         uses = [u for o, u in zip(base.kept, base.used_ns) if o.storage_id == i and u]
-        last = max(s for o, s in zip(base.kept, base.saved_ns) if o.storage_id == i)
+        last = max(s for o, s in saves if o.storage_id == i)
         lives[i] = [
             (base.born[i], last, base.bytes[i]),
             *(_again(min(uses), base.freed.get(i, base.end), k.storage_bytes) if uses else []),
         ]
-    sizes = [*base.graph(stay).values(), *copies.values()]
-    return Prediction(sum(sizes), base.peak(lives), _total(base) + conversions, [], [], sizes)
+    sizes = [*base.graph(stay).values(), *copies.values(), *[again.random] * len(again.saving)]
+    ms = _total(base) + conversions + _share(base, again.saving) * base.times.forward_ms
+    return Prediction(sum(sizes), base.peak(lives), ms, [], [], sizes)
 
 
 def _numel(k: Kept) -> int:

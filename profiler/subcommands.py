@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 FIGURES = (
-    ("kept for backward", "graph_bytes", show_bytes), ("peak", "peak_bytes", show_bytes),
+    ("kept for backward", "graph_bytes", show_bytes), ("on the host", "host_bytes", show_bytes),
+    ("peak", "peak_bytes", show_bytes),
     ("forward + backward", "ms", show_ms),
 )  # fmt: skip
 
@@ -39,7 +40,12 @@ def add(commands: Any) -> None:
         help="checkpoint the modules of these paths (layers.*; several by commas) or of this class; '' is the whole "
         "model; may be given several times",
     )  # fmt: skip
+    p.add_argument(
+        "--offload", action="append", default=[], metavar="PATTERN",
+        help="move what modules of these paths or classes save to host memory; may be given several times",
+    )  # fmt: skip
     p.add_argument("--lower", action="append", default=[], metavar="DTYPE", help="save as bfloat16 or float16")
+    p.add_argument("--together", action="store_true", help="try also all that is named at once")
     p.add_argument("--inplace-activations", action="store_true", help="let activations write over their argument")
     p.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch (default: the workload's own)")
     p.add_argument("--dtype", default="float32", help="float16, bfloat16, float32 (the default) or float64")
@@ -98,11 +104,18 @@ def _whatif(given: argparse.Namespace) -> int:
 
     if given.out is not None:
         output.check(given.out, given.force)
-    changes = [Change("checkpoint", p) for p in given.checkpoint] + [Change("lower", d) for d in given.lower]
+    changes = [
+        Change(kind, value)
+        for kind in ("checkpoint", "offload", "lower") for value in getattr(given, kind)
+    ]  # fmt: skip
     if given.inplace_activations:
         changes.append(Change("inplace"))
     if len(set(changes)) < len(changes):
         raise ProfilerError("a change is given twice; name each once")
+    if given.together:
+        if len(changes) < 2:
+            raise ProfilerError("--together: name two changes or more, such as --checkpoint 0 --offload 1")
+        changes.append(Change("together", parts=tuple(changes)))
     found = whatif(
         given.workload, changes, batch_size=given.batch_size, dtype=given.dtype, width=given.width, depth=given.depth,
         repeats=given.repeats, seed=given.seed,
@@ -125,6 +138,8 @@ def _show_whatif(found: WhatIf) -> None:
 
     out = console()
     for name, figure, show in FIGURES:
+        if figure == "host_bytes" and not any(o.predicted_host_bytes for o in found.outcomes):
+            continue
         shown = table(name, "predicted", "measured", "off")
         for o in found.outcomes:
             off = o.error(figure)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes as unseen
 from torch.utils.checkpoint import checkpoint
 
 from tgrad.profiler import torch_twin
@@ -30,22 +31,59 @@ class Dropout(nn.Module):
 
 
 class FusedRmsNorm(torch.autograd.Function):
-    """What CUDA's fused kernel saves: the input, the weight and a float32 number a row. The CPU has no such kernel."""
+    """What CUDA's fused kernel saves: the input, the weight and a float32 number a row. The CPU has no such kernel: the
+    values are composed where no tracker sees their temporaries.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        rstd = wide.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+        out, rstd = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+        with unseen():
+            wide = x.float()
+            rstd.copy_(wide.square().mean(-1, keepdim=True).add(1e-6).rsqrt())
+            out.copy_(wide * rstd * weight)
         ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd * weight).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x, weight, rstd = ctx.saved_tensors
-        g, hat = grads[0].float(), x.float() * rstd
-        inner = g * weight
-        back = rstd * (inner - hat * (inner * hat).mean(-1, keepdim=True))
-        return back.to(x.dtype), (g * hat).sum(0).to(weight.dtype)
+        dx, dw = torch.empty_like(x), torch.empty_like(weight)
+        with unseen():
+            g, hat = grads[0].float(), x.float() * rstd
+            inner = g * weight
+            dx.copy_(rstd * (inner - hat * (inner * hat).mean(-1, keepdim=True)))
+            dw.copy_((g * hat).sum(0))
+        return dx, dw
+
+
+class WideStatistics(torch.autograd.Function):
+    """x, and as many bytes for as long as a normalisation of x behind it keeps more on CUDA: in half types its mean and
+    1 / deviation are float32 there, and half types on the CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, count: int) -> torch.Tensor:
+        ctx.save_for_backward(x.new_empty(2 * count))
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0], None
+
+
+class LayerNorm(nn.LayerNorm):
+    """With CUDA's statistics."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.itemsize > 2 else WideStatistics.apply(x, x[..., 0].numel()))
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """With CUDA's statistics."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.itemsize > 2 else WideStatistics.apply(x, x.shape[1]))
 
 
 class RMSNorm(nn.Module):
@@ -86,7 +124,7 @@ class Residual(nn.Module):
 
     def __init__(self, width: int, dtype: Any) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, dtype=dtype)
+        self.norm = LayerNorm(width, dtype=dtype)
         self.a, self.b = nn.Linear(width, HIDDEN * width, dtype=dtype), nn.Linear(HIDDEN * width, width, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,7 +136,7 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int, dtype: Any) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, dtype=dtype), nn.LayerNorm(width, dtype=dtype)
+        self.norm1, self.norm2 = LayerNorm(width, dtype=dtype), LayerNorm(width, dtype=dtype)
         self.inner, self.outer = nn.Linear(width, 3 * width, dtype=dtype), nn.Linear(width, width, dtype=dtype)
         self.a, self.b = nn.Linear(width, HIDDEN * width, dtype=dtype), nn.Linear(HIDDEN * width, width, dtype=dtype)
         self.drop = Dropout(0.1)
@@ -152,9 +190,9 @@ MODELS: dict[str, Callable[[int, Any, int], tuple[nn.Module, list[nn.Module]]]] 
     "SiLU": lambda w, d, n: _mlp(w, d, nn.SiLU()),
     "GELU, dropout": lambda w, d, n: _mlp(w, d, nn.GELU(), Dropout(0.1)),
     "SwiGLU": lambda w, d, n: (Two(w, d), [Gated(w, d)]),
-    "LayerNorm": lambda w, d, n: _normed(w, d, nn.LayerNorm(w, dtype=d)),
+    "LayerNorm": lambda w, d, n: _normed(w, d, LayerNorm(w, dtype=d)),
     "RMSNorm": lambda w, d, n: _normed(w, d, RMSNorm(w, dtype=d)),
-    "BatchNorm, ReLU": lambda w, d, n: _normed(w, d, nn.BatchNorm1d(w, dtype=d), nn.ReLU()),
+    "BatchNorm, ReLU": lambda w, d, n: _normed(w, d, BatchNorm(w, dtype=d), nn.ReLU()),
     "encoder, length D/8": lambda w, d, n: _stack(Encoder, w, d, 1),
     "encoder, length D/2": lambda w, d, n: _stack(Encoder, w, d, 1),
     "stack of residual MLPs": lambda w, d, n: _stack(Residual, w, d, n),
@@ -175,18 +213,14 @@ def kept(name: str, shape: tuple[int, ...], dtype: str, depth: int, checkpointed
     """
     record, rows = torch_twin.profile(twin(name, shape, dtype, depth, checkpointed), name, "")
     mine = [r for r in rows if r.category in ("intermediate", "output")]
-    statistics = [r for r in mine if _is_statistic(r)]
-    saved = sum(r.charged_bytes for r in mine) - sum(r.charged_bytes for r in statistics)
-    # The fused op is composed here, and its temporaries are not the kernel's.
-    peak = math.nan if name == "RMSNorm" else record.mem_tracker_peak_bytes
-    wide = 4 * sum(r.logical_bytes // getattr(torch, r.dtype).itemsize for r in statistics if r.charged_bytes)
-    return saved, wide, peak
+    apart = sum(r.charged_bytes for r in mine if _is_statistic(r))
+    return sum(r.charged_bytes for r in mine) - apart, apart, record.mem_tracker_peak_bytes
 
 
 def _is_statistic(row: SavedRow) -> bool:
-    if row.op == "FusedRmsNorm":
-        return row.shape.endswith("x1")
-    return row.op in ("NativeLayerNorm", "NativeBatchNorm") and row.argument in ("result1", "result2")
+    if row.op in ("NativeLayerNorm", "NativeBatchNorm"):
+        return row.argument in ("result1", "result2")
+    return row.op == "WideStatistics" or (row.op == "FusedRmsNorm" and row.shape.endswith("x1"))
 
 
 def fused_attention_change(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import numpy as np
 import tgrad
 from tgrad.kernels import launch
 from tgrad.nn import Module
-from tgrad.profiler import latency, memory, output
+from tgrad.profiler import latency, memory, output, transfers
 from tgrad.profiler.calls import Calls
 from tgrad.profiler.changes import LOWER, NONE, Change, applied, in_place, matching
 from tgrad.profiler.errors import ProfilerError
@@ -35,9 +35,9 @@ EXPLAINED = 3  # tensors that a note names
 class Outcome:
     """One change: what was expected, and what a run gave.
 
-    graph_bytes, peak_bytes: as in a RunRecord. ms: of a forward and its backward, the median. measured values are NaN
-    where the run failed. gradient_change: the largest difference of results or gradients from those of the model as it
-    is, as a share of the largest. note: what explains a difference, or what was left out.
+    graph_bytes, peak_bytes, host_bytes: as in a RunRecord. ms: of a forward and its backward, the median. measured
+    values are NaN where the run failed. gradient_change: the largest difference of results or gradients from those of
+    the model as it is, as a share of the largest. note: what explains a difference, or what was left out.
     """
 
     change: str
@@ -49,14 +49,19 @@ class Outcome:
     measured_ms: float
     gradient_change: float
     note: str
+    predicted_host_bytes: int = 0
+    measured_host_bytes: float = 0
 
     @property
     def is_exact(self) -> bool:
-        """Whether the kept bytes came out as predicted."""
-        return self.predicted_graph_bytes == self.measured_graph_bytes
+        """Whether the kept bytes, on the device and on the host, came out as predicted."""
+        on_host = self.predicted_host_bytes == self.measured_host_bytes
+        return on_host and self.predicted_graph_bytes == self.measured_graph_bytes
 
     def error(self, figure: str) -> float:
-        """How far the prediction of `graph_bytes`, `peak_bytes` or `ms` is off, as a share of what was measured."""
+        """How far the prediction of `graph_bytes`, `peak_bytes`, `host_bytes` or `ms` is off, as a share of what was
+        measured.
+        """
         measured, predicted = getattr(self, f"measured_{figure}"), getattr(self, f"predicted_{figure}")
         if math.isnan(measured):
             return math.nan
@@ -112,6 +117,8 @@ class WhatIf:
             exact = "as predicted to the byte" if o.is_exact else f"predicted {show_bytes(o.predicted_graph_bytes)}"
             kept = f"{show_bytes(abs(less))} {'less' if less > 0 else 'more'}" if less else "the same"
             time = f"{show_ms(abs(more))} {'more' if more >= 0 else 'less'}"
+            if o.measured_host_bytes:
+                kept += f", and {show_bytes(o.measured_host_bytes)} on the host,"
             text = f"{o.change}: keeps {kept} for backward ({exact}), and a forward with its backward takes {time}"
             found.append(f"{text}. {o.note}".strip())
         return found
@@ -166,11 +173,12 @@ def whatif(
     for i, change in enumerate(tried):
         if progress is not None:
             progress(f"{made.name}, {change}", i, len(tried))
-        runs[change] = _run(made, change, predictions[change], seed)
-    works = {c: predictions[c].modules for c in tried if not isinstance(runs[c], str)}
+        runs[change] = _run(made, change, _concerned(change, modules[change], predictions[change]), seed)
+    works = {c: _concerned(c, modules[c], predictions[c]) for c in tried if not isinstance(runs[c], str)}
     times = _times(made, works, repeats, warmup, seed)
     # Predictions of time stand on the same medians as what they are compared with.
-    base.times = Times(*times[NONE], functools.partial(_conversion_ms, target=_target(tried)))
+    conversion = functools.partial(_conversion_ms, target=_target(tried))
+    base.times = Times(*times[NONE], conversion, functools.cache(transfers.ms_per_byte))
     differ = _differences(made, works, seed)
     outcomes = []
     for c in tried:
@@ -178,19 +186,24 @@ def whatif(
         ms = predict(base, c, modules[c]).ms
         if isinstance(ran, str):
             nan = math.nan
-            outcomes.append(Outcome(str(c), p.graph_bytes, nan, p.peak_bytes, nan, ms, nan, nan, ran))
+            o = Outcome(str(c), p.graph_bytes, nan, p.peak_bytes, nan, ms, nan, nan, ran, p.host_bytes, nan)
+            outcomes.append(o)
             continue
         figures, t = ran.figures, times[c]
         outcomes.append(Outcome(
             str(c), p.graph_bytes, figures["graph_bytes"], p.peak_bytes, figures["peak_bytes"], ms,
-            sum(t), differ[c], " ".join(_notes(c, p, ran, differ[c])),
+            sum(t), differ[c], " ".join(_notes(c, p, ran, differ[c])), p.host_bytes, figures["host_bytes"],
         ))  # fmt: skip
 
     return WhatIf(made.name, launch.INTERPRET, outcomes)
 
 
 def _target(changes: Sequence[Change]) -> str:
-    return next((c.argument for c in changes if c.kind == "lower"), LOWER[0])
+    return next((c.argument for c in _flat(changes) if c.kind == "lower"), LOWER[0])
+
+
+def _flat(changes: Sequence[Change]) -> list[Change]:
+    return [part for c in changes for part in (c.parts or (c,))]
 
 
 @functools.cache
@@ -209,8 +222,21 @@ def check(change: Change, dtype: str) -> None:
             raise ProfilerError(f"--lower: unknown dtype '{change.argument}'; choose {' or '.join(LOWER)}")
         if getattr(tgrad, dtype).itemsize <= 2:
             raise ProfilerError(f"--lower {change.argument}: {dtype} is no wider: there is nothing to lower")
-    elif change.kind not in ("none", "checkpoint", "inplace"):
-        raise ProfilerError(f"unknown change '{change.kind}'; choose checkpoint, lower or inplace")
+    elif change.kind == "together":
+        kinds = [part.kind for part in change.parts]
+        for part in change.parts:
+            check(part, dtype)
+        if len(kinds) < 2 or kinds.count("lower") > 1 or not {*kinds} <= {"checkpoint", "offload", "lower"}:
+            raise ProfilerError(
+                f"{change}: these cannot be done at once; put together checkpoints with offloads, or with one dtype"
+            )
+        if {"lower", "offload"} <= {*kinds}:
+            raise ProfilerError(
+                f"{change}: saving in a lower dtype goes through hooks on saved tensors, and inside these nothing is "
+                "offloaded; put a checkpoint together with one of the two"
+            )
+    elif change.kind not in ("none", "checkpoint", "offload", "inplace"):
+        raise ProfilerError(f"unknown change '{change.kind}'; choose checkpoint, offload, lower, inplace or together")
 
 
 def candidates(model: Any, dtype: str = "float32") -> list[Change]:
@@ -230,17 +256,24 @@ def candidates(model: Any, dtype: str = "float32") -> list[Change]:
     return found
 
 
-def _modules(change: Change, model: Any) -> list[Module]:
-    if change.kind == "checkpoint":
-        return matching(model, change.argument)
+def _modules(change: Change, model: Any) -> list[Any]:
+    if change.parts:
+        return [_modules(part, model) for part in change.parts]
+    if change.kind in ("checkpoint", "offload"):
+        return matching(model, change.argument, f"--{change.kind}")
     return in_place(model) if change.kind == "inplace" else []
 
 
-def _run(workload: Workload, change: Change, p: Prediction, seed: int) -> memory.Memory | str:
+def _concerned(change: Change, modules: list[Any], p: Prediction) -> list[Any]:
+    """The modules to which the change is applied; of several changes, a list for each."""
+    return modules if change.parts else p.modules
+
+
+def _run(workload: Workload, change: Change, modules: list[Any], seed: int) -> memory.Memory | str:
     """The memory pass under a change; why, if it fails."""
     tgrad.manual_seed(seed)
     try:
-        with applied(change, workload.model, p.modules):
+        with applied(change, workload.model, modules):
             return memory.measure(workload, "grad", "")
     except ProfilerError as error:
         if change == NONE:
@@ -249,7 +282,7 @@ def _run(workload: Workload, change: Change, p: Prediction, seed: int) -> memory
 
 
 def _times(
-    workload: Workload, changes: dict[Change, list[Module]], repeats: int, warmup: int, seed: int
+    workload: Workload, changes: dict[Change, list[Any]], repeats: int, warmup: int, seed: int
 ) -> dict[Change, tuple[float, float]]:
     """Medians of each change's forward and of its backward, in ms; the changes take turns."""
     tgrad.manual_seed(seed)
@@ -270,7 +303,7 @@ def _times(
     return {c: (median(c, "forward"), median(c, "backward")) for c in changes}
 
 
-def _differences(workload: Workload, changes: dict[Change, list[Module]], seed: int) -> dict[Change, float]:
+def _differences(workload: Workload, changes: dict[Change, list[Any]], seed: int) -> dict[Change, float]:
     """The largest difference of results and gradients from those of the model as it is, as a share of the largest."""
     values: dict[Change, list[np.ndarray]] = {}
     buffers = memory.buffers(workload.model)
@@ -318,7 +351,7 @@ def _notes(change: Change, p: Prediction, ran: memory.Memory, apart: float) -> l
         notes.append(f"Left out: {'; '.join(p.left_out[:2])}{more}.")
     if change.kind == "inplace" and not p.modules:
         notes.append("No module can work in place here.")
-    if change.kind == "lower":
+    if any(part.kind == "lower" for part in _flat([change])):
         notes.append(f"Gradients change by up to {100 * apart:.2g} % of the largest.")
     elif apart:
         notes.append(f"Beware: results or gradients change, by up to {100 * apart:.2g} % of the largest.")

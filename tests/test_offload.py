@@ -7,7 +7,7 @@ import tgrad
 from tgrad import nn, offload
 from tgrad.autograd import Function
 from tgrad.autograd.graph import saved_tensors_hooks
-from tgrad.policy import matches
+from tgrad.policy import Patterns, matches
 from tgrad.profiler import Workload, memory
 from tgrad.storage import ledger
 
@@ -188,5 +188,26 @@ def test_patterns():
     with pytest.raises(TypeError, match="checkpoint is of type list; expected a pattern of module paths"):
         tgrad.activation_memory("lean", checkpoint=["a"])
     with tgrad.activation_memory("lean", offload="x"), tgrad.activation_memory("keep", checkpoint="y"):
-        assert tgrad.graph.patterns.get() == ("y", None)
+        assert tgrad.graph.patterns.get() == Patterns("y", None) != Patterns("y", "z")
     assert tgrad.graph.patterns.get() is None
+    assert repr(tgrad.activation_memory("lean", offload="x")) == "activation_memory('lean', offload='x')"
+    with pytest.raises(ValueError, match=r"as a decorator it takes a policy too: @activation_memory\('leanest'\)"):
+        tgrad.activation_memory(lambda: None)
+
+
+def test_a_pattern_that_means_no_module_is_told(model):
+    x = tgrad.randn(N, D)
+    with pytest.warns(UserWarning, match="no module that ran has the path or class of checkpoint='layers.*', offload"):
+        with tgrad.activation_memory("lean", checkpoint="layers.*, 1", offload="Dropot"):
+            model(x)
+    # One within a checkpointed module means something, though the outermost counts; and nothing is said where no module
+    # ran, where nothing is recorded, or when the block raises.
+    with tgrad.activation_memory("lean", checkpoint="1,1.*"):
+        model(x)
+    with tgrad.activation_memory("lean", checkpoint="nothing"):
+        x.exp()
+    with tgrad.activation_memory("lean", checkpoint="nothing"), tgrad.no_grad():
+        model(x)
+    with pytest.raises(KeyError), tgrad.activation_memory("lean", checkpoint="nothing"):
+        model(x)
+        raise KeyError

@@ -1,6 +1,8 @@
 """Leaks: the slope to the byte, the variable that holds the graph, and forwards whose graph nobody uses."""
 
+import gc
 import json
+import weakref
 
 import pytest
 
@@ -10,6 +12,7 @@ from tgrad.engine import Walk
 from tgrad.profiler import leaks
 from tgrad.profiler.cli import main
 from tgrad.profiler.errors import ProfilerError
+from tgrad.profiler.garbage import collected_apart
 
 LOOP = """import tgrad
 from tgrad import nn
@@ -146,3 +149,28 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["slope_bytes"] == 0
     assert main(["leaks", "loop.py"]) == 2
     assert main(["leaks", "loop.py:none"]) == 2
+
+
+def test_collections_walk_new_objects_only():
+    """What a block made is collected in it; what the caller has frozen, or nobody has, is so afterwards."""
+
+    class Cycle:
+        def __init__(self):
+            self.me = self
+
+    def freed_inside():
+        reference = weakref.ref(Cycle())
+        gc.collect()
+        return reference() is None
+
+    gc.unfreeze()
+    with collected_apart():
+        assert gc.get_freeze_count() and freed_inside()
+        with collected_apart():
+            assert freed_inside()
+        assert gc.get_freeze_count()
+    assert not gc.get_freeze_count()
+    gc.freeze()
+    with pytest.raises(KeyError), collected_apart():
+        raise KeyError
+    assert gc.get_freeze_count()

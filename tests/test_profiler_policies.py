@@ -45,7 +45,7 @@ def test_kept_bytes_are_those_by_hand(found, name):
         assert rows[policy].statistics_bytes == STATISTICS.get(name, 0)
     assert all(r.same_bits and not r.missed for r in rows.values())
     assert rows["keep"].recomputed_kernels == 0 and (rows["lean"].recomputed_kernels > 0) == (lean < torch)
-    assert math.isnan(rows[TORCH].peak_bytes) == (name == "RMSNorm") and rows["lean"].peak_bytes > 0
+    assert all(0 < rows[policy].peak_bytes <= 1.01 * rows[TORCH].peak_bytes for policy in ("keep", "lean", "leanest"))
 
 
 @pytest.mark.thorough
@@ -62,7 +62,10 @@ def test_an_encoder_and_a_stack_by_hand(stack):
     assert residual[TORCH].saved_bytes == residual["keep"].saved_bytes == 2 * 10 * unit
     assert residual["lean"].saved_bytes == 2 * 5 * unit and residual["leanest"].saved_bytes == 2 * unit
     assert residual["leanest"].statistics_bytes == 2 * 16  # states of random numbers
-    assert encoder["lean"].saved_bytes < encoder["keep"].saved_bytes and stack.ok
+    # The input, norms' results, q, k, v, attention's result, the middle, the hidden layer twice.
+    assert encoder["keep"].saved_bytes == (2 + 2 + 3 + 1 + 2 * 4) * unit and stack.ok
+    assert encoder["lean"].saved_bytes == (2 + 3 + 1 + 4) * unit and not encoder["lean"].missed
+    assert encoder["lean"].statistics_bytes == (4 + HEADS) * ROWS * 4
 
 
 @pytest.mark.thorough

@@ -71,6 +71,38 @@ def test_the_replay_of_the_model_as_it_is_has_its_peak():
     assert len(calls.outermost(matching(calls.all[0].module, "Block,0.a"))) == 2
 
 
+def wide(count=3) -> Workload:
+    """Blocks whose tensors are large enough to be moved, and to be recomputed."""
+
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.a, self.act, self.b = nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
+
+        def forward(self, x):
+            return x + self.b(self.act(self.a(self.norm(x))))
+
+    model = nn.Sequential(nn.Linear(32, 32), *[Wide() for _ in range(count)])
+    return Workload("wide", model, lambda: ((tgrad.randn(64, 32),), ()), lambda y: (y * y).mean())
+
+
+def test_offload_alone_and_together_with_checkpoints():
+    together = Change("together", parts=(Change("checkpoint", "2,3"), Change("offload", "1,2")))
+    lowered = Change("together", parts=(Change("checkpoint", "1"), Change("lower", "bfloat16")))
+    changes = [Change("offload", "1"), Change("offload", ""), Change("checkpoint", "2,3"), together, lowered]
+    as_is, one, whole, _, both, lower = whatif(wide(), changes, repeats=1, warmup=0).outcomes
+    stream = 4 * 64 * 32
+    for o in (as_is, one, whole, both, lower):
+        assert o.is_exact, o
+        assert o.measured_peak_bytes == pytest.approx(o.predicted_peak_bytes, rel=0.15), o.change
+    assert (as_is.measured_host_bytes, one.measured_host_bytes) == (0, 3 * stream)  # its input and the hidden layer
+    assert both.measured_host_bytes == 4 * stream  # of 1 as before, of 2 its input
+    assert whole.measured_host_bytes == 3 * 3 * stream + stream  # and the batch
+    assert whole.measured_graph_bytes < one.measured_graph_bytes < as_is.measured_graph_bytes
+    assert [o.gradient_change for o in (one, whole, both)] == [0.0] * 3 and lower.gradient_change > 0
+    assert str(together) == both.change == "checkpoint 2,3 + offload 1,2"
+
+
 def test_a_change_leaves_no_trace():
     workload = blocks(1)
     for change in (Change("checkpoint", "Block"), Change("inplace"), Change("lower", "float16")):
@@ -158,9 +190,12 @@ def test_the_front():
 def test_the_command(tmp_path, capsys):
     argv = ["whatif", "mlp", "--width", "8", "--depth", "2", "--batch-size", "4", "--repeats", "1"]
     out = tmp_path / "out"
-    assert main([*argv, "--checkpoint", "0,1,2", "--lower", "bfloat16", "--out", str(out)]) == 0
+    chosen = ["--checkpoint", "0,1,2", "--lower", "bfloat16", "--together"]
+    assert main([*argv, *chosen, "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "checkpoint 0,1,2" in text and "save as bfloat16" in text and "exact" in text
+    assert "checkpoint 0,1,2" in text and "save as bfloat16" in text and "exact" in text and "on the host" not in text
+    assert main([*argv, "--width", "64", "--batch-size", "64", "--offload", ""]) == 0
+    assert "on the host" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} - {"whatif.parquet"} == {"whatif.csv", "whatif.png", "whatif.svg"}
     assert (out / "whatif.svg").read_text().startswith("<svg ") and "as it is" in (out / "whatif.csv").read_text()
     assert main([*argv, "--inplace-activations", "--out", str(out)]) == 2
@@ -176,6 +211,9 @@ def test_the_command(tmp_path, capsys):
         (["--lower", "int8"], "unknown dtype 'int8'; choose bfloat16 or float16"),
         (["--dtype", "float16", "--lower", "bfloat16"], "float16 is no wider"),
         (["--lower", "bfloat16", "--lower", "bfloat16"], "a change is given twice"),
+        (["--offload", "layers.*"], "--offload layers.*: no module has such a path or class; there are 0, 1"),
+        (["--offload", "0", "--together"], "--together: name two changes or more"),
+        (["--offload", "0", "--lower", "bfloat16", "--together"], "inside these nothing is offloaded"),
         (["--repeats", "0"], "--repeats: expected a whole number of at least 1"),
     ],
 )

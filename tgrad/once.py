@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Watched(Protocol):
@@ -17,6 +17,9 @@ class Watched(Protocol):
 _watched: ContextVar[Watched | None] = ContextVar("tgrad_block", default=None)
 _again: ContextVar[bool] = ContextVar("tgrad_again", default=False)
 _second: ContextVar[bool] = ContextVar("tgrad_second_run", default=False)
+
+# In a second run that may end early: called with an op and its arguments before a linear layer's product.
+ending: ContextVar[Callable[[Any, tuple], None] | None] = ContextVar("tgrad_ending", default=None)
 
 # Whether a second run is on: running statistics do not move then.
 is_again = _again.get
@@ -53,10 +56,11 @@ class again:
 
 
 @contextmanager
-def second_run() -> Iterator[None]:
-    """Inside the block, `is_second_run` says so."""
-    before = _second.set(True)
+def second_run(end_before: Callable[[Any, tuple], None] | None = None) -> Iterator[None]:
+    """Inside the block, `is_second_run` says so, and `ending` is `end_before`."""
+    before, outer = _second.set(True), ending.set(end_before)
     try:
         yield
     finally:
         _second.reset(before)
+        ending.reset(outer)

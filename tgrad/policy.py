@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -25,18 +26,50 @@ def set_activation_memory(policy: str, *, checkpoint: str | None = None, offload
         TypeError: a pattern that is no string.
     """
     _check(policy, checkpoint=checkpoint, offload=offload)
-    _set(policy, (checkpoint, offload))
+    _set(policy, _patterns(checkpoint, offload))
 
 
-def _set(policy: str, patterns: tuple[str | None, str | None] | None) -> None:
+class Patterns:
+    """Which modules are checkpointed and offloaded.
+
+    Attributes:
+        unmatched: (argument, pattern) of those that meant no module so far.
+        looked: whether a module ran at all.
+    """
+
+    __slots__ = ("checkpoint", "offload", "unmatched", "looked")
+
+    def __init__(self, checkpoint: str | None, offload: str | None) -> None:
+        self.checkpoint, self.offload, self.looked = checkpoint, offload, False
+        given = (("checkpoint", checkpoint), ("offload", offload))
+        self.unmatched = {(name, part.strip()) for name, text in given if text for part in text.split(",")}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Patterns) and (self.checkpoint, self.offload) == (other.checkpoint, other.offload)
+
+    def __hash__(self) -> int:
+        return hash((self.checkpoint, self.offload))
+
+    def look(self, path: str, module: object) -> None:
+        """Strike off what means this module, which runs."""
+        self.looked = True
+        self.unmatched = {(name, part) for name, part in self.unmatched if not matches(part, path, module)}
+
+
+def _patterns(checkpoint: str | None, offload: str | None) -> Patterns | None:
+    return None if checkpoint is None and offload is None else Patterns(checkpoint, offload)
+
+
+def _set(policy: str, patterns: Patterns | None) -> None:
     graph.policy.set(policy)
-    graph.patterns.set(None if patterns == (None, None) else patterns)
+    graph.patterns.set(patterns)
     graph.choose_saver()
 
 
 def _check(policy: str, **patterns: str | None) -> None:
     if policy not in POLICIES:
-        raise ValueError(f"activation_memory: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
+        hint = "; as a decorator it takes a policy too: @activation_memory('leanest')" if callable(policy) else ""
+        raise ValueError(f"activation_memory: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}{hint}")
     for name, pattern in patterns.items():
         if pattern is None:
             continue
@@ -59,7 +92,8 @@ class activation_memory:
 
     Patterns choose modules by path ("layers.*", as fnmatch has it and the profiler prints it, relative to the outermost
     module that runs) or by class; several are separated by commas, and "" is the outermost module itself. Of modules
-    within modules the outermost counts. Nothing is chosen inside saved-tensor hooks.
+    within modules the outermost counts. Nothing is chosen inside saved-tensor hooks. At the end of the block a warning
+    tells of a pattern that meant no module that ran.
 
     Args:
         policy: "keep", "lean" or "leanest".
@@ -81,10 +115,23 @@ class activation_memory:
 
     def __enter__(self) -> None:
         self._before.append((graph.policy.get(), graph.patterns.get()))
-        _set(self.policy, (self.checkpoint, self.offload))
+        _set(self.policy, _patterns(self.checkpoint, self.offload))
 
     def __exit__(self, *exception: object) -> None:
+        patterns = graph.patterns.get()
         _set(*self._before.pop())
+        if patterns is not None and patterns.looked and patterns.unmatched and exception[0] is None:
+            said = ", ".join(f"{name}={part!r}" for name, part in sorted(patterns.unmatched))
+            warnings.warn(
+                f"activation_memory: no module that ran has the path or class of {said}; paths are as in "
+                "model.named_modules(), relative to the outermost module that runs",
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        named = {"checkpoint": self.checkpoint, "offload": self.offload}
+        given = [repr(self.policy), *(f"{name}={text!r}" for name, text in named.items() if text is not None)]
+        return f"activation_memory({', '.join(given)})"
 
     def __call__(self, function: Callable) -> Callable:
         again = lambda: activation_memory(self.policy, checkpoint=self.checkpoint, offload=self.offload)

@@ -74,15 +74,17 @@ class _Block(Frame):
 
 
 def _run(module: Calls, args: tuple, kwargs: dict) -> Any:
+    chosen = graph.patterns.get()
+    if chosen is not None and chosen.unmatched and modes.current().record:
+        chosen.look(calls.current_path(), module)
     if not modes.current().record or graph.pack_hooks.get():
         return module.forward(*args, **kwargs)
     block = module.is_block and graph.policy.get() == "leanest" and bool(module._modules)  # type: ignore[attr-defined]
-    chosen = graph.patterns.get()
     if chosen is None:
         return _run_block(module, args, kwargs) if block else module.forward(*args, **kwargs)
     path = calls.current_path()
-    block = block or matches(chosen[0], path, module)
-    region = graph.offloading.get() is None and matches(chosen[1], path, module)
+    block = block or matches(chosen.checkpoint, path, module)
+    region = graph.offloading.get() is None and matches(chosen.offload, path, module)
     with Region() if region else nullcontext():
         return _run_block(module, args, kwargs) if block else module.forward(*args, **kwargs)
 

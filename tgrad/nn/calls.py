@@ -60,6 +60,33 @@ def _name_within(outer: Module, inner: Module) -> str:
     return type(inner).__name__
 
 
+class entered:
+    """A context in which `module` is the running one, as in its __call__, for who calls its `forward` in its place."""
+
+    __slots__ = ("module",)
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        _running.stack.append([self.module, None])
+
+    def __exit__(self, *exception: object) -> None:
+        _running.stack.pop()
+
+
+def is_plain(module: Module) -> bool:
+    """Whether a call of `module` does no more than its `forward`: no hooks, no policy, no __call__ of its own.
+
+    CPython holds the arguments of `module(x)` until it returns, whatever the module does. A call of a Python function,
+    as in `module.forward(given.pop())`, moves x into the function's frame: it is freed where that drops it.
+    """
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    chosen = patterns.get() is not None or (module.is_block and policy.get() == "leanest")
+    return not chosen and type(module).__call__ is _CALL
+
+
 class Calls:
     """A Module's __call__ and its hooks."""
 
@@ -209,3 +236,6 @@ class Calls:
                     f"error was raised in forward: {error}",
                     stacklevel=2,
                 )
+
+
+_CALL = Calls.__call__

@@ -11,6 +11,7 @@ from tgrad.inplace import write
 from tgrad.modes import current
 from tgrad.nn import functional as F
 from tgrad.nn.attention import MultiheadAttention
+from tgrad.nn.calls import entered, is_plain
 from tgrad.nn.container import ModuleList
 from tgrad.nn.dropout import Dropout
 from tgrad.nn.linear import Linear
@@ -61,17 +62,24 @@ class TransformerEncoderLayer(Module):
         is_causal: bool = False,
     ) -> Tensor:  # fmt: skip
         """The stream after this layer; the masks are those of `MultiheadAttention`."""
-        masks = (src_mask, src_key_padding_mask, is_causal)
-        if self.norm_first:
-            x = src + self._attend(self.norm1(src), *masks)
-            return x + self._feed(self.norm2(x))
-        x = self.norm1(src + self._attend(src, *masks))
-        return self.norm2(x + self._feed(x))
+        if self.norm_first:  # one name for the stream, so that each is freed as soon as the next is made
+            src = src + self._attend(self.norm1(src), src_mask, src_key_padding_mask, is_causal)
+            return src + self._feed(self.norm2(src))
+        src = self.norm1(src + self._attend(src, src_mask, src_key_padding_mask, is_causal))
+        return self.norm2(src + self._feed(src))
 
     def _attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool) -> Tensor:
-        out, _ = self.self_attn(
-            x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False, is_causal=is_causal
-        )
+        if not is_plain(self.self_attn):
+            out, _ = self.self_attn(
+                x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False, is_causal=is_causal
+            )
+            return self.dropout1(out)
+        given, x = [x] * 3, None  # type: ignore[assignment]  # nobody else holds it while attention runs
+        with entered(self.self_attn):
+            out, _ = self.self_attn.forward(
+                given.pop(), given.pop(), given.pop(), attn_mask=mask, key_padding_mask=padding, need_weights=False,
+                is_causal=is_causal,
+            )  # fmt: skip
         return self.dropout1(out)
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -114,7 +122,14 @@ class TransformerEncoder(Module):
         is_causal: bool | None = None,
     ) -> Tensor:  # fmt: skip
         """The stream after all layers; is_causal None: the mask alone says."""
-        x = src
+        causal = bool(is_causal)
         for layer in self.layers:
-            x = layer(x, src_mask=mask, is_causal=bool(is_causal), src_key_padding_mask=src_key_padding_mask)
-        return x if self.norm is None else self.norm(x)
+            if not is_plain(layer):
+                src = layer(src, src_mask=mask, is_causal=causal, src_key_padding_mask=src_key_padding_mask)
+                continue
+            given, src = [src], None  # type: ignore[assignment]  # nobody else holds it while the layer runs
+            with entered(layer):
+                src = layer.forward(
+                    given.pop(), src_mask=mask, is_causal=causal, src_key_padding_mask=src_key_padding_mask
+                )
+        return src if self.norm is None else self.norm(src)

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tgrad import autocasting, engine, graph, modes, once
+from tgrad import autocasting, dispatch, engine, graph, modes, once
 from tgrad.differentiate import backward
 from tgrad.engine import Walk
 from tgrad.function import Function
@@ -194,6 +194,7 @@ class Frame:
         kept: shape, dtype and device of those.
         lines: where those were saved; only with `debug`.
         again: by walk, what the second run saved and nobody has fetched yet, by index.
+        lean: whether the second run keeps recipes where there are some.
     """
 
     compare, debug, early_stop, complete = True, False, True, False
@@ -209,7 +210,8 @@ class Frame:
         self.slots: list[weakref.ref[Slot]] = []
         self.kept: list[dict] = []
         self.lines: list[str] = []
-        self.again: weakref.WeakKeyDictionary[Walk, dict[int, Tensor]] = weakref.WeakKeyDictionary()
+        self.again: weakref.WeakKeyDictionary[Walk, dict[int, Tensor | graph.Saved]] = weakref.WeakKeyDictionary()
+        self.lean = graph.policy.get() != "keep"
 
     def pack(self, t: Tensor) -> Slot:
         slot = self.new_slot(t)
@@ -226,13 +228,13 @@ class Frame:
     def unpack(self, slot: Slot) -> Tensor:
         walk = engine.innermost_walk()
         if walk is None:  # outside backward, as when a node's saved tensors are looked at
-            return self._run_again()[slot.index]
+            return _value(self._run_again()[slot.index])
         found = self.again.get(walk)
         if found is None or slot.index not in found:  # the first time, or fetched twice: it is kept for one fetch only
             found = self.again[walk] = self._run_again()
-        return found.pop(slot.index)
+        return _value(found.pop(slot.index))
 
-    def _run_again(self) -> dict[int, Tensor]:
+    def _run_again(self) -> dict[int, Tensor | graph.Saved]:
         inputs = {id(a): a.unpack(_INPUT) for a in self.args if isinstance(a, graph.Saved)}
         args = [inputs.get(id(a), a) for a in self.args]
         run = _SecondRun(self)
@@ -240,7 +242,9 @@ class Frame:
             if self.random is not None:
                 default_generator.set_state(self.random)
             hooks = saved_tensors_hooks(run.pack, lambda t: t)
-            with hooks, self.context, modes.enable_grad(), autocasting.resumed(*self.autocast), once.second_run():
+            ending = once.second_run(run.end_before if self.early_stop and self.complete else None)
+            with hooks, self.context, modes.enable_grad(), autocasting.resumed(*self.autocast), ending:
+                graph.saver.set(run.save)
                 self.function(*args, **self.kwargs)
         run.check()
         return run.found
@@ -249,22 +253,61 @@ class Frame:
 _INPUT: Any = _Input()
 
 
+def _value(kept: Tensor | graph.Saved) -> Tensor:
+    return kept.unpack(_INPUT) if isinstance(kept, graph.Saved) else kept
+
+
 class _SecondRun:
-    """What one further run of the function saves."""
+    """What one further run of the function saves: by the policy, but plainly what is asked for first."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.count = 0
-        self.found: dict[int, Tensor] = {}
+        self.found: dict[int, Tensor | graph.Saved] = {}
+        self.other: list[str] = []
         self.lines: list[str] = []
         self.incomplete = False  # the backward began inside the function: the comparison would be with a part
+        self.last: tuple[Any, int] = None, 0  # the node that saved last, and how much was saved when it is done
 
     def pack(self, t: Tensor) -> Tensor:
+        """As a hook, where the function changes what decides how tensors are kept."""
+        t = t.detach()
+        self._keep(t, t)
+        return t
+
+    def save(self, t: Tensor, name: str, own: bool, node: graph.Node | None = None) -> graph.Saved:
+        """Keep t, as a recipe where there is one."""
+        if node is None or node is not self.last[0]:
+            self.last = node, self.count + (len(getattr(node.rule, "saves", ())) if node is not None else 1)
+        plain = not self.frame.lean or node is None or self.last[1] >= len(self.frame.slots)
+        saved = graph.Saved(t, name, own) if plain else graph.lean(t, name, own, node)
+        self._keep(t, saved)
+        return saved
+
+    def end_before(self, op: Any, args: tuple) -> None:
+        """An op is about to run; if it is the last that saves, and its operands alone, they are all that is needed."""
+        key = tuple([a.layout if isinstance(a, Tensor) else a.__class__ for a in args])
+        plan = op.plans.get(key)
+        if plan is None or graph.saver.get() != self.save or not modes.current().record:
+            return
+        mask = 0
+        for i, a in enumerate(args):
+            if isinstance(a, Tensor):
+                if a.alias is not None:
+                    dispatch.refresh(a)
+                mask |= a._requires_grad << i
+        rule = plan.rule(mask) if mask else None
+        if rule is None or self.count + len(rule.saves) != len(self.frame.slots):
+            return
+        if all(i < len(args) for i, _ in rule.saves):
+            for i, name in rule.saves:
+                self._keep(args[i], graph.Saved(args[i], name, False))
+
+    def _keep(self, t: Tensor, kept: Tensor | graph.Saved) -> None:
         frame, index = self.frame, self.count
         self.count += 1
         if frame.debug:
             self.lines.append(f"{_facts(t)} {find()}")
-        t = t.detach()
         if index >= len(frame.slots):
             if frame.complete:
                 raise CheckpointError(
@@ -272,12 +315,16 @@ class _SecondRun:
                     "forward pass." + self._listing()
                 )
             self.incomplete = True
-            return t
+            return
         if frame.slots[index]() is not None:
-            self.found[index] = t
+            self.found[index] = kept
+            if frame.compare and _facts(t) != frame.kept[index]:
+                self.other.append(
+                    f"tensor at position {index}:\nsaved metadata: {frame.kept[index]}\n"
+                    f"recomputed metadata: {_facts(t)}\n"
+                )
         if frame.early_stop and self.count == len(frame.slots):
             raise _Stop
-        return t
 
     def check(self) -> None:
         """Raise if something else was saved than the first time."""
@@ -290,18 +337,14 @@ class _SecondRun:
                 f"recomputation.\nNumber of tensors saved during forward: {len(frame.slots)}\nNumber of tensors saved "
                 f"during recomputation: {self.count}.{self._listing()}"
             )
-        if not frame.compare:
-            return
-        other = [
-            f"tensor at position {i}:\nsaved metadata: {frame.kept[i]}\nrecomputed metadata: {_facts(t)}\n"
-            for i, t in self.found.items()
-            if _facts(t) != frame.kept[i]
-        ]
-        if other:
+        if self.other:
             raise CheckpointError(
                 "torch.utils.checkpoint: Recomputed values for the following tensors have different metadata than "
-                "during the forward pass.\n" + "".join(other) + self._listing()
+                "during the forward pass.\n" + "".join(self.other) + self._listing()
             )
+        for kept in self.found.values():  # of this run's graph, whose nodes nobody needs
+            if isinstance(kept, graph.Saved) and isinstance(kept.edge, graph.Node):
+                kept.edge = None
 
     def _listing(self) -> str:
         if not self.frame.debug:
