@@ -58,8 +58,15 @@ def spread(items):
     return sorted(items, key=place)
 
 
+_frozen = None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
+    global _frozen
+    if item.path != _frozen:  # what is there at the beginning of a file need not be walked at each gc.collect() in it
+        _frozen = item.path
+        gc.freeze()
     until = item.config.getoption("--until")
     if until is not None and time.time() > until:
         pytest.skip("no time left")

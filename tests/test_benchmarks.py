@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import tgrad
 from tests import conftest
-from tests.benchmarks.gpu import cli, goals, output, results, runner, sections, timing
+from tests.benchmarks.gpu import cli, goals, memory_cases, models, output, results, runner, sections, timing
 from tests.benchmarks.gpu.bench import Bench, Contest
 from tests.benchmarks.gpu.rows import Journal, Row
 from tests.benchmarks.gpu.sections import Section
@@ -51,6 +52,24 @@ def test_no_device_and_bad_arguments(tmp_path, capsys):
             cli.main(["--out", out, *wrong])
         assert stopped.value.code == 2
     assert not (tmp_path / "out").exists()
+
+
+@on_cpu
+def test_a_policy_without_memory_leaves_the_others(tmp_path, monkeypatch):
+    policy = tgrad.activation_memory
+
+    def refused(name, **more):
+        if name == "lean" and not more:
+            raise tgrad.OutOfMemoryError("out of memory\nmore")
+        return policy(name, **more)
+
+    monkeypatch.setattr(tgrad, "activation_memory", refused)
+    journal = Journal(tmp_path / "rows")
+    memory_cases.model(Bench("memory", journal, 60.0, smoke=True), "relu", models.perceptron(8, 1), "memory 1.0")
+    notes = {r.contender: r.note for r in journal.rows()}
+    assert list(notes) == ["torch", "tgrad keep", "tgrad lean", "tgrad leanest"]
+    assert notes["tgrad lean"] == "FAILED: OutOfMemoryError: out of memory"
+    assert "gradients equal to those of keep" in notes["tgrad leanest"]
 
 
 def test_names_of_goals_are_used():

@@ -47,6 +47,8 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "memory blocks": (
         *_saved(0.5), Goal("tgrad leanest", "saved", "ratio", 0.2), Goal("tgrad leanest", "peak", "ratio", 0.5),
     ),
+    # Against fused attention, whose figure is printed; no goal is set for what lean saves of it.
+    "memory encoders": (Goal("tgrad leanest", "saved", "ratio", 0.2), Goal("tgrad leanest", "peak", "ratio", 0.5)),
     "policy time": (Goal("tgrad lean", "wall", "to keep", 1.03), Goal("tgrad leanest", "wall", "to keep", 1.35)),
     "classes": (Goal("tgrad", "peak", "ratio", 0.2),),
 }  # fmt: skip
@@ -66,6 +68,7 @@ PREDICTED: dict[str, str] = {
     "host": "ratio 0.4-0.8, from the stub driver",
     "memory 1.0": "saved 1.0", "memory 0.5": "saved 0.5", "memory 0.4": "saved 0.4",
     "memory blocks": "saved lean 0.5, leanest 0.1-0.2",
+    "memory encoders": "saved lean 0.6, leanest 0.06; peak leanest 0.3",
     "policy time": "lean 1.0-1.03 of keep, leanest 1.3",
     "classes": "peak 0.1-0.2; time 1.1 of the two ops (others: 511 over 452 ms on an A100)",
 }  # fmt: skip

@@ -15,10 +15,11 @@ class Row:
     """One contender in one case, timed in one way. What it does not have is None, or empty.
 
     Attributes:
-        kind: "device", "wall" or "graph" (see the package); "saved" or "peak": bytes; "smoke": run, not timed.
+        kind: "device", "wall" or "graph" (see the package); "saved", "peak", "ledger" or "host": bytes; "smoke": run,
+            not timed.
         flops, nbytes: the least that the case has to do, and to move through memory.
         error: ||out - ref|| / ||ref|| against float64, the greatest of the results'.
-        bytes: of the CUDA allocator, above what was allocated before.
+        bytes: of the CUDA allocator, above what was allocated before; "ledger", "host": as tgrad's ledger counts them.
         goal: its name in goals.py.
         note: what else is to be known; of a contender that failed, the first line of its error.
         rate, unit, percent: of the least work; percent of the ceiling in the same run. Filled in by results.py, as are
