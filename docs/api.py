@@ -24,8 +24,9 @@ What holds everywhere:
   of `torch.result_type`: a tensor outranks a 0-dim tensor, which outranks a Python number; a lower rank decides only
   where its kind (bool, integer, floating) is higher. Half types are computed in float32 and rounded once. The default
   dtype is float32 unless `tgrad.set_default_dtype` says otherwise.
-- **Device.** A process computes on one device. On a CUDA machine, tensors on the CPU store and convert only: computing
-  with one raises a `RuntimeError` that says how to move it. A 0-dim CPU tensor counts as a number.
+- **Device.** A process computes on one device. On a CUDA machine, tensors on the CPU store, copy and convert only
+  (clone, cat, indexing by tensors, writing): computing with one raises a `RuntimeError` that says how to move it. A
+  0-dim CPU tensor counts as a number. On several streams of CUDA: see `tgrad.cuda.stream`.
 - **In place.** A method whose name ends in `_` writes into its tensor and returns it. It raises `RuntimeError` for a
   leaf that requires grad (or a view of one) while grad mode is on; for a tensor whose elements overlap in memory (as
   after `expand`); for an inference tensor outside inference mode; for a result whose shape, or whose kind of dtype, the

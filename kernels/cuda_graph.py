@@ -81,6 +81,10 @@ class Graph:
         Raises:
             DriverError: the driver refuses.
         """
+        if launch.elsewhere():
+            with launch.on_device():
+                self.launch()
+            return
         stream = ctypes.c_void_p(launch.stream())
         error = self._driver.cuGraphLaunch(self._ready, stream)
         if error == INVALID_CONTEXT:  # a thread that has not used CUDA yet
@@ -121,19 +125,20 @@ def capturing() -> Iterator[Capture]:
         DriverError: the driver cannot begin, or what came between cannot be captured.
     """
     capture = Capture()
-    stream = ctypes.c_void_p(_stream())
-    with launch.diverted(_stream(), capture.addresses):
-        _call("cuStreamBeginCapture_v2", stream, ctypes.c_int(RELAXED))
-        handle = ctypes.c_void_p()
+    with launch.on_device():
+        stream = ctypes.c_void_p(_stream())
+        with launch.diverted(_stream(), capture.addresses):
+            _call("cuStreamBeginCapture_v2", stream, ctypes.c_int(RELAXED))
+            handle = ctypes.c_void_p()
+            try:
+                yield capture
+            except BaseException:
+                _driver().cuStreamEndCapture(stream, ctypes.byref(handle))
+                if handle:
+                    _driver().cuGraphDestroy(handle)
+                raise
+            _call("cuStreamEndCapture", stream, ctypes.byref(handle))
         try:
-            yield capture
-        except BaseException:
-            _driver().cuStreamEndCapture(stream, ctypes.byref(handle))
-            if handle:
-                _driver().cuGraphDestroy(handle)
-            raise
-        _call("cuStreamEndCapture", stream, ctypes.byref(handle))
-    try:
-        capture.graph = Graph(handle)
-    finally:
-        _driver().cuGraphDestroy(handle)
+            capture.graph = Graph(handle)
+        finally:
+            _driver().cuGraphDestroy(handle)

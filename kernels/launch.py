@@ -34,6 +34,11 @@ if _mode.startswith("compile:"):
 
 Launch = Callable[..., None]
 
+# Below this, elements and rows are counted in 32 bits. A loop over n of them ends beyond n: by up to a block, and where
+# it is cut into pieces of whole blocks by up to one for each, some 500 of at most 2^15 elements.
+NARROW = 2**31 - 2**25
+
+
 class Static(int):
     """An integer argument that the kernel is compiled for: an inner stride of 0 or 1."""
 
@@ -86,6 +91,7 @@ def prepare(
     stages: int = 2,
     aligned: bool = True,
     contract: bool = False,
+    registers: int | None = None,
 ) -> Launch:
     """A launch of `kernel` with all but its leading arguments fixed.
 
@@ -101,6 +107,7 @@ def prepare(
         aligned: whether every address is a multiple of 16.
         contract: whether a * b + c may become one fused multiply-add. Off, so that the same formula gives the same bits
             in every kernel; on for matrix products.
+        registers: how many a thread may have at most; None: as the compiler thinks best.
 
     Returns:
         A callable that takes the run-time values, flat and in order.
@@ -110,7 +117,7 @@ def prepare(
 
         call = interpret.prepare(kernel, grid, runtime, fixed, constexprs)
     else:
-        compiled = compile(kernel, runtime, fixed, constexprs, warps, stages, aligned, contract)
+        compiled = compile(kernel, runtime, fixed, constexprs, warps, stages, aligned, contract, registers)
         if COMPILE_ONLY:
             call = _skip
         else:
@@ -164,8 +171,9 @@ _compiling = threading.Lock()
 
 
 def compile(
-    kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict, warps: int, stages: int, aligned: bool, contract: bool
-) -> Any:
+    kernel: Any, runtime: tuple, fixed: tuple, constexprs: dict, warps: int, stages: int, aligned: bool, contract: bool,
+    registers: int | None = None,
+) -> Any:  # fmt: skip
     """The compiled kernel of a signature: types, alignment of addresses, divisibility of fixed integers."""
     static = [v if isinstance(v, Static) else (_type(v), getattr(v, "of", 1)) for v in _leaves(fixed)]
     divisible = tuple(type(v) is int and v % 16 == 0 for v in fixed)
@@ -181,6 +189,7 @@ def compile(
         stages,
         aligned,
         contract,
+        registers,
         chip,
     )
     found = _compiled.get(key)
@@ -189,14 +198,13 @@ def compile(
     with _compiling:
         if key not in _compiled:
             source = signature(kernel, runtime, fixed, constexprs, aligned)
-            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract}
+            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": contract, "maxnreg": registers}
             options["enable_reflect_ftz"] = False  # or libdevice's float32 functions flush subnormals, unlike PyTorch's
             _compiled[key] = triton.compile(source, target=chip, options=options)
         return _compiled[key]
 
 
-# The index of the device that kernels are loaded for and launched on, whichever is current; None: the current one. The
-# engine sets it.
+# The index of the device that kernels are loaded for and run on; None: the current one. The engine sets it.
 device: int | None = None
 
 
@@ -274,7 +282,7 @@ def _type(value: Any) -> Any:
         return tuple(map(_type, value))
     if isinstance(value, Static):
         return "constexpr"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "i32" if -(2**31) <= value < NARROW else "i64"
 
 
 def _shape(value: Any) -> Any:

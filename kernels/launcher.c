@@ -32,7 +32,9 @@ static CUresult (*launch_kernel)(const CUlaunchConfig *, CUfunction, void **, vo
 static CUresult (*error_string)(CUresult, const char **);
 static CUresult (*get_context)(CUcontext *);
 static CUresult (*set_context)(CUcontext);
+static CUresult (*count_devices)(int *);
 static CUcontext context; /* the one that kernels were prepared in: a thread that has not used CUDA yet has none */
+static int several; /* whether there are other devices, of which one may be the thread's current one */
 static CUstream stream;
 static uint64_t scratch; /* memory that the kernels of the stream share */
 static PyObject *noted; /* a list, or NULL */
@@ -64,6 +66,21 @@ static int note(const Launcher *launcher, PyObject *const *args) {
   return 0;
 }
 
+/* In the context of the kernels; the thread's own is put back. */
+static CUresult launch_in_context(const CUlaunchConfig *config, CUfunction function, void **parameters) {
+  CUcontext here = context;
+  if (several) get_context(&here);
+  if (here == context) {
+    CUresult result = launch_kernel(config, function, parameters, NULL);
+    if (several || result != CUDA_ERROR_INVALID_CONTEXT) return result;
+    here = NULL;
+  }
+  CUresult result = set_context(context);
+  if (result == CUDA_SUCCESS) result = launch_kernel(config, function, parameters, NULL);
+  if (here) set_context(here);
+  return result;
+}
+
 static PyObject *launch(PyObject *self, PyObject *const *args, size_t count, PyObject *names) {
   Launcher *launcher = (Launcher *)self;
   Value values[MOST];
@@ -84,9 +101,7 @@ static PyObject *launch(PyObject *self, PyObject *const *args, size_t count, PyO
   config.hStream = stream;
   CUresult result;
   Py_BEGIN_ALLOW_THREADS
-  result = launch_kernel(&config, launcher->function, parameters, NULL);
-  if (result == CUDA_ERROR_INVALID_CONTEXT && set_context(context) == CUDA_SUCCESS)
-    result = launch_kernel(&config, launcher->function, parameters, NULL);
+  result = launch_in_context(&config, launcher->function, parameters);
   Py_END_ALLOW_THREADS
   if (result) {
     const char *text = "unknown error";
@@ -120,7 +135,10 @@ static PyObject *make(PyObject *module, PyObject *args) {
                  PyTuple_GET_SIZE(fixed));
     return NULL;
   }
-  get_context(&context);
+  CUcontext here = NULL;
+  int devices = 1;
+  if (get_context(&here) == CUDA_SUCCESS && here) context = here;
+  if (count_devices(&devices) == CUDA_SUCCESS) several = devices > 1;
   Launcher *launcher = PyObject_New(Launcher, &LauncherType);
   if (!launcher) return NULL;
   launcher->call = launch;
@@ -179,8 +197,9 @@ PyMODINIT_FUNC PyInit_tgrad_launcher(void) {
     error_string = dlsym(driver, "cuGetErrorString");
     get_context = dlsym(driver, "cuCtxGetCurrent");
     set_context = dlsym(driver, "cuCtxSetCurrent");
+    count_devices = dlsym(driver, "cuDeviceGetCount");
   }
-  if (!launch_kernel || !error_string || !get_context || !set_context) {
+  if (!launch_kernel || !error_string || !get_context || !set_context || !count_devices) {
     PyErr_SetString(PyExc_ImportError, "libcuda.so.1 with cuLaunchKernelEx was not found");
     return NULL;
   }

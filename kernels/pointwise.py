@@ -81,7 +81,7 @@ def pointwise(
         index = index[:, None] * GROUP + lane
         mask = tl.broadcast_to(group_mask, index.shape)
     if SPLIT:
-        whole = start + BLOCK <= n
+        whole = start <= n - BLOCK  # in this form nothing overflows; n is at least BLOCK
     values = ()
     for i in tl.static_range(len(ins)):
         if len(in_strides[i]) == 0:

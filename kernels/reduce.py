@@ -79,7 +79,7 @@ def reduce(
     acc = tl.full((BM, BN), IDENTITY, TYPE)
     last = tl.minimum(first + CHUNK, N)
     if SPLIT:
-        whole = tl.program_id(0) * BM + BM <= M
+        whole = tl.program_id(0) * BM <= M - BM
     for start in range(first, last, BN):
         n = start + tl.arange(0, BN)
         if WIDE:
@@ -95,7 +95,7 @@ def reduce(
                 column = n
             at = ins[i] + (row[i][:, None] + column[None, :])
             if SPLIT:
-                element = loaded(at, mask, (start + BN <= last) & whole)
+                element = loaded(at, mask, (start <= last - BN) & whole)
             else:
                 element = tl.load(at, mask=mask, other=0)
             values = values + (element,)

@@ -12,7 +12,7 @@ import triton.language as tl
 from tgrad.kernels import libm
 from tgrad.kernels.launch import Launch, Static, multiple, prepare
 from tgrad.kernels.program import TYPES
-from tgrad.kernels.rows import block, columns, longest, row_numbers, tile, warps
+from tgrad.kernels.rows import block, columns, longest, row_numbers, tile, warps, wide
 
 
 @triton.jit
@@ -255,7 +255,7 @@ def prepare_norm(
     kept = KEPT[name] * (1 if elements == 1 else 2)  # each element's weight takes an address
     bm, bn = tile(m, n, longest(n, kept, accumulator))
     constexprs = {
-        **constants, "TYPE": TYPES[accumulator], "WIDE": m * n >= 2**31, "BM": bm, "BN": bn, "WHOLE": n <= bn
+        **constants, "TYPE": TYPES[accumulator], "WIDE": wide(m, n), "BM": bm, "BN": bn, "WHOLE": n <= bn
     }  # fmt: skip
     return prepare(
         KERNELS[name], (triton.cdiv(m, bm),), types, fixed_sizes(m, sizes), constexprs, name=name,
@@ -271,7 +271,7 @@ def prepare_norm_backward_channels(
     n = channels * elements
     bm, bn = tile(m, n, 2048)
     constexprs = {
-        "WEIGHT": weighted, "TYPE": TYPES[accumulator], "WIDE": m * n >= 2**31, "BM": bm, "BN": bn,
+        "WEIGHT": weighted, "TYPE": TYPES[accumulator], "WIDE": wide(m, n), "BM": bm, "BN": bn,
         "BP": max(2, min(triton.next_power_of_2(channels), 512)),
     }  # fmt: skip
     grid = triton.cdiv(m, bm), triton.cdiv(n, bn)

@@ -12,7 +12,7 @@ import triton.language as tl
 from tgrad.kernels.launch import INTERPRET, MULTIPROCESSORS, Launch, multiple, prepare
 from tgrad.kernels.program import TYPES
 from tgrad.kernels.row_norm import KEPT, norm_backward_sums, statistics
-from tgrad.kernels.rows import block, columns, longest, row_numbers, tile, warps
+from tgrad.kernels.rows import block, columns, longest, row_numbers, tile, warps, wide
 
 RESIDENT = 4  # programs that a multiprocessor runs at a time, where their blocks have 2048 elements
 SMALL = 1 << 18  # bytes of partial sums that cost next to nothing: they stay in a cache
@@ -133,7 +133,7 @@ def prepare_norm_sums(
     """A launch that adds up `m` partial sums of each of `n` results; it takes the addresses of one or two results, of
     types `outs`, and of their partial sums, (m, n) each."""
     bm, bn = _tile(m, n, 16, 4096)
-    constexprs = {"TYPE": TYPES[accumulator], "WIDE": m * n >= 2**31, "BM": bm, "BN": bn}
+    constexprs = {"TYPE": TYPES[accumulator], "WIDE": wide(m, n), "BM": bm, "BN": bn}
     runtime = outs, ("*" + accumulator,) * len(outs)
     grid = triton.cdiv(n, bn), len(outs)
     return prepare(
@@ -167,7 +167,7 @@ def prepare_norm_backward_sums(
     room = 1 << 18 if INTERPRET else most // triton.cdiv(programs, MULTIPROCESSORS)
     bm = min(triton.next_power_of_2(chunk), _power_of_2_below(room // bn))
     bm = max(2, bm) if INTERPRET else bm
-    constexprs = {**constants, "TYPE": TYPES[accumulator], "WIDE": m * n >= 2**31, "BM": bm, "BN": bn}
+    constexprs = {**constants, "TYPE": TYPES[accumulator], "WIDE": wide(m, n), "BM": bm, "BN": bn}
     sums = outs if programs == 1 else ("*" + accumulator,) * len(outs)
     launch = prepare(
         norm_backward_sums, (programs,), (dx, sums, *operands), (m, multiple(n), chunk), constexprs,
@@ -188,7 +188,7 @@ def prepare_norm_column_sums(
     programs = parts(m, n, wanted, 2 if INTERPRET else bm, sizes)
     chunk = triton.cdiv(m, programs)
     constexprs = {
-        **constants, "GROUPED": groups > 1, "TYPE": TYPES[accumulator], "WIDE": m * n >= 2**31, "BM": bm, "BN": bn
+        **constants, "GROUPED": groups > 1, "TYPE": TYPES[accumulator], "WIDE": wide(m, n), "BM": bm, "BN": bn
     }  # fmt: skip
     sums = outs if programs == 1 else ("*" + accumulator,) * len(outs)
     launch = prepare(
@@ -209,7 +209,7 @@ def prepare_norm_channel_sums(
     """
     bm, bn = tile(m, n, 2048)
     bn = bn if INTERPRET else min(bn, 2048)
-    constexprs = {"BY_WEIGHT": by_weight, "TYPE": TYPES[accumulator], "WIDE": m * n >= 2**31, "BM": bm, "BN": bn}
+    constexprs = {"BY_WEIGHT": by_weight, "TYPE": TYPES[accumulator], "WIDE": wide(m, n), "BM": bm, "BN": bn}
     runtime = ("*" + accumulator, "*" + accumulator, *operands)
     return prepare(
         norm_channel_sums, (triton.cdiv(m, bm),), runtime, (m, multiple(n), multiple(channels)), constexprs,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tgrad.kernels.launch import INTERPRET, MULTIPROCESSORS
+from tgrad.kernels.launch import INTERPRET, MULTIPROCESSORS, NARROW
 from tgrad.kernels.pointwise import coordinates, offset
 
 
@@ -68,6 +68,11 @@ def longest(n: int, kept: int, accumulator: str) -> int:
     """The most columns of a row that is one block, for rows of n, of which a kernel keeps `kept` operands: half as many
     where rows begin anywhere, so that each element takes an address."""
     return LONGEST // kept // (4 if accumulator == "fp64" else 1) // (2 if n % 4 else 1)
+
+
+def wide(m: int, n: int) -> bool:
+    """Whether kernels count in 64 bits, for m dense rows of n."""
+    return m * n >= 2**31 or m >= NARROW
 
 
 def warps(bm: int, bn: int) -> int:

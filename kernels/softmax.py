@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from tgrad.kernels import libm
-from tgrad.kernels.launch import Launch, Static, multiple, multiples, prepare, strides
+from tgrad.kernels.launch import NARROW, Launch, Static, multiple, multiples, prepare, strides
 from tgrad.kernels.program import TYPES
 from tgrad.kernels.reduce import chunks, tile as reduce_tile
 from tgrad.kernels.rows import block, columns, longest, row_numbers, row_offsets, tile, warps
@@ -294,7 +294,7 @@ def prepare_mean_of_rows(m: int, result: str, accumulator: str) -> tuple[Launch,
     """
     block = reduce_tile(1, m, across=False)[1]
     pieces = chunks(1, m, 1, block)
-    wide = m >= 2**31
+    wide = m >= NARROW
 
     def launch(m: int, pieces: int, to: str, divide: bool) -> Launch:
         runtime = tuple("*" + t for t in (to, accumulator, accumulator, accumulator))

@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".pytest_cache" / "aot"
 SOURCES = (
     "kernels/*.py",
+    "kernels/*.c",
     "tgrad/*.py",
+    "tgrad/*.c",
     "tgrad/[!kp]*/**/*.py",
     "tests/aot_*.py",
     "tests/stub/*",

@@ -16,6 +16,10 @@ FLOATS = [tgrad.float16, tgrad.bfloat16, tgrad.float32, tgrad.float64]
 INTEGERS = [tgrad.int32, tgrad.int64, tgrad.uint8, tgrad.bool]
 EPS = {d: torch.finfo(TORCH[d]).eps for d in FLOATS}
 
+# Whether torch's texts and arguments are those of the version that constraints.txt names; a GPU's machine may have an
+# older one, which lacks some.
+NEWEST = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
 # How far a result may be from float64's, in units of EPS: ULPS[dtype] for the arithmetic of one element, and, where n
 # elements are added, n more in the type that accumulates (the bound for any order of summation).
 ULPS = {tgrad.float64: 4, tgrad.float32: 4, tgrad.float16: 1, tgrad.bfloat16: 1}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tgrad
-from tests.compare import random, values
+from tests.compare import NEWEST, random, values
 from tgrad import autograd
 
 SECOND = "Trying to backward through the graph a second time"
@@ -59,6 +59,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_as_in_torch(name):
     """The same type of error and, up to where it goes into details, the same words."""
+    if name in ("no inputs, grad", "unused") and not NEWEST:
+        pytest.skip("an older torch says it otherwise")
     raised = []
     for module in (tgrad, torch):
         x = module.tensor([1.0, 2.0, 3.0], requires_grad=True)

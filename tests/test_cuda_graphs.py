@@ -87,6 +87,18 @@ def test_torch_on_the_default_stream_is_not_left_out():
     assert one.reason is not None and len(told) == 1 and seen.tolist() == [4.0, 4.0]
 
 
+@pytest.mark.gpu
+def test_memory_comes_from_the_driver_during_a_capture():
+    import torch
+
+    x = tgrad.ones(1 << 20)
+    step = graphed(lambda x: (tgrad.cat([x] * 96) * 2.0).sum(), warmup=1)
+    for _ in range(4):
+        assert step(x).item() == 96 * 2.0**21
+        torch.cuda.empty_cache()  # so that the capture, which takes 800 MB, finds nothing to use again
+    assert step.reason is None and step.graphs == 1
+
+
 # --- without CUDA ----------------------------------------------------------------------------------------------------
 @no_gpu
 def test_without_cuda_the_step_runs_eagerly():

@@ -11,7 +11,6 @@ import tgrad as T
 from tests.compare import TORCH
 from tgrad import nn
 from tgrad.device import compute
-from tgrad.interop import data as torch_data
 
 
 class Rows(Dataset):
@@ -64,15 +63,13 @@ def test_a_dataset_of_tensors():
 
 
 @pytest.mark.parametrize("dtype", list(TORCH), ids=repr)
-def test_collate(dtype, monkeypatch):
+def test_collate(dtype):
     batch = [T.tensor([[i, 1]]).to(dtype) for i in range(2)]
-    for computes in (compute, None):  # the second: as for CPU tensors beside a GPU
-        monkeypatch.setattr(torch_data, "compute", computes)
-        out = default_collate([{"a": t, "b": (t, 1)} for t in batch])
-        assert out["a"].dtype is dtype and out["a"].tolist() == T.stack(batch).tolist() == out["b"][0].tolist()
-        with pytest.raises(RuntimeError, match="equal size"):
-            default_collate([T.ones(2), T.ones(3)])
-        assert default_collate([T.ones(()), T.zeros(())]).tolist() == [1, 0]
+    out = default_collate([{"a": t, "b": (t, 1)} for t in batch])
+    assert out["a"].dtype is dtype and out["a"].tolist() == T.stack(batch).tolist() == out["b"][0].tolist()
+    with pytest.raises(RuntimeError, match="equal size"):
+        default_collate([T.ones(2), T.ones(3)])
+    assert default_collate([T.ones(()), T.zeros(())]).tolist() == [1, 0]
 
 
 def test_pinned_batches():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tgrad
-from tgrad.ops import matmul, norm, softmax
+from tgrad.ops import linear, norm, softmax
 
 F, I = tgrad.zeros(3, 4), tgrad.zeros(3, 4, dtype=tgrad.int64)
 B = tgrad.zeros(3, 4, dtype=tgrad.bool)
@@ -46,15 +46,15 @@ REFUSED = {
     "matmul bool": (lambda: B @ B.t(), RuntimeError, ["bool"]),
     "mm of batches": (lambda: tgrad.mm(tgrad.zeros(2, 3, 4), F), RuntimeError, ["mm", "3D"]),
     "bmm of matrices": (lambda: tgrad.bmm(F, F), RuntimeError, ["3D", "2D"]),
-    "linear features": (lambda: matmul.linear(F, tgrad.zeros(2, 5)), RuntimeError, ["4 features", "5", "(2, 5)"]),
-    "linear bias": (lambda: matmul.linear(F, tgrad.zeros(2, 4), tgrad.zeros(3)), RuntimeError,
+    "linear features": (lambda: linear.linear(F, tgrad.zeros(2, 5)), RuntimeError, ["4 features", "5", "(2, 5)"]),
+    "linear bias": (lambda: linear.linear(F, tgrad.zeros(2, 4), tgrad.zeros(3)), RuntimeError,
         ["bias", "(2,)", "(3,)"]),
-    "linear weight": (lambda: matmul.linear(F, tgrad.zeros(4)), RuntimeError, ["weight", "2-dimensional", "(4,)"]),
-    "linear weight of a batch": (lambda: matmul.linear(tgrad.zeros(2, 3, 4), tgrad.zeros(4)), RuntimeError,
+    "linear weight": (lambda: linear.linear(F, tgrad.zeros(4)), RuntimeError, ["weight", "2-dimensional", "(4,)"]),
+    "linear weight of a batch": (lambda: linear.linear(tgrad.zeros(2, 3, 4), tgrad.zeros(4)), RuntimeError,
         ["weight", "2-dimensional"]),
-    "linear dtypes": (lambda: matmul.linear(F, tgrad.zeros(2, 4, dtype=tgrad.float16)), RuntimeError,
+    "linear dtypes": (lambda: linear.linear(F, tgrad.zeros(2, 4, dtype=tgrad.float16)), RuntimeError,
         ["torch.float32", "torch.float16"]),
-    "linear types": (lambda: matmul.linear(F, None), TypeError, ["weight", "NoneType"]),
+    "linear types": (lambda: linear.linear(F, None), TypeError, ["weight", "NoneType"]),
     "softmax of integers": (lambda: softmax.softmax(I, 0), RuntimeError, ["softmax", "torch.int64"]),
     "softmax dim": (lambda: softmax.log_softmax(F, 2), IndexError, ["[-2, 1]"]),
     "loss batch": (lambda: softmax.cross_entropy(F, tgrad.zeros(2, dtype=tgrad.int64)), ValueError,

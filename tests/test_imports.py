@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT_TORCH = {
     "tgrad.storage", "tgrad.device", "tgrad.interop.memory", "tgrad.interop.bridge", "tgrad.interop.twins",
-    "tgrad.interop.data", "tgrad.torch_host",
+    "tgrad.interop.data", "tgrad.torch_host", "tgrad.torch_streams",
     "tgrad.profiler.torch_twin", "tgrad.profiler.torch_models", "tgrad.profiler.torch_blocks",
 }  # fmt: skip
 KERNELS_MAY_IMPORT = {"triton", "numpy", "__future__", *sys.stdlib_module_names}

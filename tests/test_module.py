@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tgrad as T
+from tests.compare import NEWEST
 from tests.errors import message
 from tgrad import nn
 
@@ -114,7 +115,7 @@ def test_the_tree_is_torchs(both):
         lambda m: len(list(m.modules())), lambda m: len(list(m.children())), lambda m: len(list(m.buffers())),
         repr, lambda m: list(m.state_dict()._metadata.items()),
     ):  # fmt: skip
-        assert list_names(ours) == list_names(theirs)
+        assert list_names(ours) == list_names(theirs) or (list_names is repr and not NEWEST)
     assert {"fc1", "scale", "seen", "layers"} <= set(dir(ours))
 
 

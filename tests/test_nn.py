@@ -10,7 +10,7 @@ import torch
 
 import tgrad as T
 import tgrad.nn.functional as F
-from tests.compare import TORCH, random
+from tests.compare import NEWEST, TORCH, random
 from tests.errors import message
 from tgrad import nn
 
@@ -95,7 +95,7 @@ LAYERS = [
     (lambda n: n.BatchNorm1d(4), [(6, 4), (3, 4, 5)]),
     (lambda n: n.BatchNorm1d(4, eps=0.1, momentum=0.3), [(6, 4)]),
     (lambda n: n.BatchNorm1d(4, affine=False), [(6, 4)]),
-    (lambda n: n.BatchNorm1d(4, bias=False), [(6, 4)]),
+    *([(lambda n: n.BatchNorm1d(4, bias=False), [(6, 4)])] if NEWEST else []),
     (lambda n: n.BatchNorm1d(4, momentum=None), [(6, 4)]),
     (lambda n: n.BatchNorm1d(4, track_running_stats=False), [(6, 4)]),
 ]
@@ -156,7 +156,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("build", [b for b, _ in LAYERS] + OTHERS, ids=range(len(LAYERS) + len(OTHERS)))
 def test_repr_is_torchs(build):
-    assert repr(build(nn)) == repr(build(torch.nn))
+    assert repr(build(nn)) == repr(build(torch.nn)) or not NEWEST
 
 
 IN_PLACE = [

@@ -8,6 +8,7 @@ import torch
 
 import tgrad
 from tests.compare import assert_close, assert_same
+from tgrad.device import compute
 from tgrad.kernels import creation
 
 pytestmark = pytest.mark.anywhere
@@ -151,6 +152,8 @@ def test_categories_by_weight():
 def test_errors_are_of_torchs_type(call):
     with pytest.raises((RuntimeError, ValueError, TypeError)) as want:
         call(torch)
+    if compute.type == "cuda" and "probabilit" in str(want.value):
+        pytest.skip("the CPU's check: on a GPU it would wait for the weights")
     with pytest.raises(want.type):
         call(tgrad)
 

@@ -1,7 +1,8 @@
 """What a machine without a GPU can hold of the GPU path, in processes of their own (tests/stub).
 
-Launches: what tgrad hands the driver, over a libcuda that does nothing. Two devices: where tensors live and which moves
-are made, with host memory in the place of the GPU's.
+Launches: what tgrad hands the driver, over a libcuda that does nothing. Launchers: the one in Python beside the native
+one. Two devices: where tensors live and which moves are made, with host memory in the place of the GPU's. Stream order:
+what waits for what, where PyTorch's current stream is another than tgrad's.
 """
 
 import functools
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.aot_reports import made
-from tests.stub import cases, driver, two_devices
+from tests.stub import cases, driver, host_tensors, launchers, stream_order, two_devices
 from tgrad.device import compute
 from tgrad.kernels import native
 
@@ -19,9 +20,14 @@ pytestmark = pytest.mark.skipif(compute.type != "cpu", reason="there is a GPU: t
 
 @functools.cache
 def launches(launcher):
-    """By tgrad's own launcher, or by Triton's."""
+    """By the native launcher, or the one in Python."""
     on = "1" if launcher == "native" else "0"
     return made(f"launches-{launcher}", "tests.stub.cases", TGRAD_LAUNCH="driver", TGRAD_NATIVE=on)
+
+
+@functools.cache
+def compared():
+    return made("launchers", "tests.stub.launchers", TGRAD_LAUNCH="driver", TGRAD_NATIVE="1")
 
 
 @functools.cache
@@ -29,16 +35,32 @@ def devices():
     return made("devices", "tests.stub.two_devices")
 
 
+@functools.cache
+def orders():
+    return made("stream-order", "tests.stub.stream_order")
+
+
 @pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
-@pytest.mark.parametrize("launcher", ["native", pytest.param("triton", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("launcher", ["native", pytest.param("python", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", cases.CASES)
 def test_launches(name, launcher):
     assert not launches(launcher)[name], launches(launcher)[name]
 
 
-@pytest.mark.parametrize("name", two_devices.CASES)
+@pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
+@pytest.mark.parametrize("name", launchers.CASES)
+def test_launchers(name):
+    assert not compared()[name], compared()[name]
+
+
+@pytest.mark.parametrize("name", two_devices.CASES | host_tensors.CASES)
 def test_two_devices(name):
     assert not devices()[name], devices()[name]
+
+
+@pytest.mark.parametrize("name", stream_order.CASES)
+def test_stream_order(name):
+    assert not orders()[name], orders()[name]
 
 
 def test_kernels_of_another_triton_go_its_own_way():

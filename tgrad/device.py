@@ -1,6 +1,8 @@
 """Devices: what tensors live on, the one that computes, and waiting for it.
 
-One device computes in a process: CUDA if there is one, else the CPU through Triton's interpreter. On a CUDA machine CPU
+One device computes in a process: CUDA if there is one, else the CPU through Triton's interpreter. Of several CUDA
+devices it is the one that is PyTorch's current one when tgrad is imported: that of `torch.cuda.set_device`, if it was
+called before, else the first. It stays that one, in all threads, whatever is current later. On a CUDA machine CPU
 tensors store, copy and convert only.
 """
 
@@ -85,7 +87,8 @@ def resolve(given: str | device | None) -> device:
         )
     if asked.index not in (None, compute.index):
         raise RuntimeError(
-            f"device '{asked}' was asked for, but this process computes on '{compute}': one device a process"
+            f"device '{asked}' was asked for, but this process computes on '{compute}', one device a process: to have "
+            f"another, call torch.cuda.set_device({asked.index}) before importing tgrad, or set CUDA_VISIBLE_DEVICES"
         )
     return compute
 
@@ -96,37 +99,18 @@ def is_available() -> bool:
 
 
 def synchronize() -> None:
-    """Wait until the compute device has finished everything launched so far; on the CPU nothing is ever pending."""
-    if compute.type == "cuda":
-        torch.cuda.synchronize()
-
-
-class Timer:
-    """Milliseconds between `start` and `stop` on the compute device's own clock (CUDA events); the host's on the
-    CPU.
+    """Wait until the compute device has finished everything launched so far, on every stream; on the CPU nothing ever
+    pends.
     """
-
-    def __init__(self) -> None:
-        if compute.type != "cuda":
-            raise RuntimeError("Timer: device time exists on CUDA devices only; use time.perf_counter on the CPU")
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def start(self) -> None:
-        self._events[0].record()
-
-    def stop(self) -> None:
-        self._events[1].record()
-
-    def milliseconds(self) -> float:
-        self._events[1].synchronize()
-        return self._events[0].elapsed_time(self._events[1])
+    if compute.type == "cuda":
+        torch.cuda.synchronize(compute.index)
 
 
 def memory_stats() -> dict[str, int]:
     """Bytes of the CUDA allocator: allocated and reserved, now and at most. Empty on the CPU."""
     if compute.type != "cuda":
         return {}
-    stats: dict[str, Any] = torch.cuda.memory_stats()
+    stats: dict[str, Any] = torch.cuda.memory_stats(compute.index)
     return {
         "allocated_bytes": stats["allocated_bytes.all.current"],
         "allocated_peak_bytes": stats["allocated_bytes.all.peak"],

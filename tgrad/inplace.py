@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tgrad import dispatch as path, dtypes, graph
+from tgrad import dispatch as path, dtypes, graph, host_copies
 from tgrad.aliasing import rebase, record_over, refresh, refuse_tracked_write, wants_grad
 from tgrad.dtypes import can_cast
+from tgrad.host_copies import only_host
 from tgrad.layout import broadcast_shapes, may_overlap_itself
 from tgrad.modes import Mode, current
 from tgrad.op import Kernel, Op, Pointwise, check_devices, operand, pointwise_launch
@@ -146,7 +147,9 @@ def _build(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Plan:
     """The plan of an op whose result goes into `target`."""
     name = op.name + "_"
     tensors = [a for a in args if isinstance(a, Tensor)]
-    check_devices(name, [target, *tensors])
+    on_host = op.on_host is not None and only_host([target, *tensors])
+    if not on_host:
+        check_devices(name, [target, *tensors])
     if op.check is not None:
         op.check([a.layout.dtype if isinstance(a, Tensor) else dtypes.of_number(a) for a in args])
     into = target.layout
@@ -164,8 +167,11 @@ def _build(op: Pointwise, target: Tensor, args: Sequence[Any]) -> Plan:
         raise RuntimeError(
             f"result type {natural.legacy} can't be cast to the desired output type {into.dtype.legacy}"
         )
-    lowered = op.expression.lower(operands, [into.dtype])
-    launch = pointwise_launch(name, lowered, (into,), [t.layout for t in tensors])
+    if on_host:
+        launch = host_copies.copied_into(into, [t.layout for t in tensors])
+    else:
+        lowered = op.expression.lower(operands, [into.dtype])
+        launch = pointwise_launch(name, lowered, (into,), [t.layout for t in tensors])
     kinds = [isinstance(a, Tensor) for a in args]
     layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
     return Plan((into,), launch, lambda mask: _once(op.rule(mask, kinds, layouts, into)))
@@ -199,7 +205,8 @@ def overwrite(
         near = path.brought_near((target, *args))
         if near[1:] != tuple(args):
             return overwrite(op, target, near[1:], settings, prepare)
-        check_devices(op.name + "_", [target, *args])
+        if op.on_host is None or not only_host((target, *args)):
+            check_devices(op.name + "_", [target, *args])
         if may_overlap_itself(target.shape, target.layout.strides):
             raise RuntimeError(
                 "unsupported operation: more than one element of the written-to tensor refers to a single memory "

@@ -21,6 +21,7 @@ from tgrad.dtypes import dtype
 from tgrad.eager import install_record
 from tgrad.expression import Expression, Operand, Symbol
 from tgrad.fusion.tracing import TRACE, Tracer, intercept, refusal
+from tgrad.host_copies import only_host
 from tgrad.kernels.launch import Launch, holders
 from tgrad.kernels.pointwise import prepare_pointwise
 from tgrad.layout import (
@@ -59,7 +60,10 @@ class Op:
         formulas: derivative by input name.
         needs: what each formula names after g.
         plans: by signature.
+        on_host: builds results for CPU tensors where the CPU does not compute (host_copies.py); None: they are refused.
     """
+
+    on_host: Callable[..., tuple] | None = None
 
     def __init__(
         self, name: str, inputs: Sequence[str], formulas: dict[str, Formula], grad_name: str | None = None,
@@ -102,7 +106,7 @@ def check_devices(name: str, tensors: Sequence[Tensor]) -> None:
         if t.layout.device is not compute:
             raise RuntimeError(
                 f"{name}: expected all tensors on {compute}, found one of shape {tuple(t.shape)} on "
-                f"{t.layout.device}: CPU tensors store and convert only here, move it with .to('{compute}')"
+                f"{t.layout.device}: CPU tensors store, copy and convert only here, move it with .to('{compute}')"
             )
 
 
@@ -151,6 +155,11 @@ class Pointwise(Op):
         return Expression.of(formula, 1 + len(needs)), needs
 
     def build(self, args: Sequence[Any], settings: tuple) -> Plan:
+        kinds = [isinstance(a, Tensor) for a in args]
+        layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
+        if self.on_host is not None and only_host([a for a in args if isinstance(a, Tensor)]):
+            (out,), launch = self.on_host(*args)
+            return Plan((out,), launch, lambda mask: self.rule(mask, kinds, layouts, out))
         check_devices(self.name, [a for a in args if isinstance(a, Tensor)])
         if self.check is not None:
             self.check([a.layout.dtype if isinstance(a, Tensor) else dtypes.of_number(a) for a in args])
@@ -159,8 +168,6 @@ class Pointwise(Op):
         tensors = [a.layout for a in args if isinstance(a, Tensor)]
         out = result_layout(tensors, lowered.results[0])
         launch = pointwise_launch(self.name, lowered, (out,), tensors)
-        kinds = [isinstance(a, Tensor) for a in args]
-        layouts = [a.layout if isinstance(a, Tensor) else None for a in args]
         return Plan((out,), launch, lambda mask: self.rule(mask, kinds, layouts, out))
 
     def rule(self, mask: int, kinds: list[bool], layouts: list[Layout | None], out: Layout) -> Rule | None:
@@ -290,7 +297,11 @@ class Kernel(Op):
         return dispatch(self, args, given)[0]
 
     def build(self, args: Sequence[Any], settings: tuple) -> Plan:
-        check_devices(self.name, [a for a in args if isinstance(a, Tensor)])
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if self.on_host is not None and only_host(tensors):
+            outs, launch = self.on_host(*args, *settings)
+            return Plan(tuple(outs), launch, self.rule_of(args, settings))
+        check_devices(self.name, tensors)
         outs, launch = self.forward(*args, *settings)
         launch = launch if outs[0].numel or len(outs) > 1 else _nothing
         again = outs[0].nbytes >= graph.SMALLEST_RECIPE and bool(

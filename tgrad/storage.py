@@ -6,6 +6,7 @@ allocation and free passes the ledger, so whoever listens there sees every byte.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from tgrad import torch_streams as streams
 from tgrad.device import compute, cpu, device
 from tgrad.kernels import launch
 
@@ -40,13 +42,15 @@ class Ledger:
         live_bytes, peak_bytes: now, and the most since the process began or `reset_peak`.
         allocations: how many there were.
         host_bytes: what was moved to host memory, apart from the others.
+        watched: whether somebody listens, or gives memory in place of torch (`allocator`).
     """
 
-    __slots__ = ("live_bytes", "peak_bytes", "allocations", "listeners", "host_bytes")
+    __slots__ = ("live_bytes", "peak_bytes", "allocations", "listeners", "host_bytes", "watched")
 
     def __init__(self) -> None:
         self.live_bytes = self.peak_bytes = self.allocations = self.host_bytes = 0
         self.listeners: tuple[Listener, ...] = ()
+        self.watched = False
 
     def reset_peak(self) -> None:
         """Let the peak start from what is live now."""
@@ -56,10 +60,12 @@ class Ledger:
     def subscribe(self, listener: Listener) -> Iterator[Listener]:
         """Tell `listener` of every allocation and free inside the block, in this and every other thread."""
         self.listeners = (*self.listeners, listener)
+        self.watched = True
         try:
             yield listener
         finally:
             self.listeners = tuple(x for x in self.listeners if x is not listener)
+            self.watched = bool(self.listeners) or allocator is not None
 
 
 ledger = Ledger()
@@ -133,8 +139,9 @@ class Allocation:
             nbytes = self.nbytes
         except AttributeError:  # its allocation failed
             return
-        if self.free is not None:
-            self.free.append(self.block)  # type: ignore[arg-type]
+        free = self.free
+        if free is not None:
+            free.append(self.block)  # type: ignore[arg-type]
         ledger.live_bytes -= nbytes
         if ledger.listeners:
             for listener in ledger.listeners:
@@ -167,18 +174,22 @@ class Allocation:
         """`nbytes` bytes from byte `offset` on, as uint8: the memory itself on the CPU, a copy from a CUDA device."""
         if refuse is not None and self.device is compute:
             refuse("reads a value on the host")
-        memory = self._bytes() if self.device.type == "cuda" else self.buffer
-        return memory[offset : offset + nbytes].cpu().numpy()
+        if self.device.type != "cuda":
+            return self.buffer[offset : offset + nbytes].numpy()
+        with streams.ours():
+            return self._bytes()[offset : offset + nbytes].cpu().numpy()
 
     def copy_from(self, source: Allocation) -> None:
         """Copy all bytes of `source`, which may be on another device."""
         self._refuse_copy(source)
-        self._bytes()[: self.nbytes].copy_(source._bytes()[: source.nbytes])
+        with streams.ours(compute in (self.device, source.device)):
+            self._bytes()[: self.nbytes].copy_(source._bytes()[: source.nbytes])
 
     def copy_range(self, source: Allocation, offset: int, nbytes: int) -> None:
         """Copy `nbytes` bytes of `source`, from byte `offset` on, to the front."""
         self._refuse_copy(source)
-        self._bytes()[:nbytes].copy_(source._bytes()[offset : offset + nbytes])
+        with streams.ours(compute in (self.device, source.device)):
+            self._bytes()[:nbytes].copy_(source._bytes()[offset : offset + nbytes])
 
     def write(self, data: np.ndarray) -> None:
         """Copy the bytes of a C-contiguous array to the front."""
@@ -186,7 +197,8 @@ class Allocation:
             refuse("makes a tensor of values on the host")
         writeable = data if data.flags.writeable else data.copy()  # torch warns of arrays that are not
         flat = torch.from_numpy(writeable.reshape(-1).view(np.uint8))
-        self._bytes()[: flat.numel()].copy_(flat)
+        with streams.ours(self.device is compute):
+            self._bytes()[: flat.numel()].copy_(flat)
 
     def _refuse_copy(self, source: Allocation) -> None:
         if refuse is not None and (self.device is compute or source.device is compute):
@@ -227,16 +239,21 @@ def enter(storage: Allocation, nbytes: int) -> None:
 
 
 def workspace(nbytes: int) -> Allocation:
-    """Memory on the compute device for as long as an op runs: from a free list where there is one."""
-    free = None if allocator is not None else free_list(nbytes, compute)
+    """Memory on the compute device for as long as an op runs."""
+    return allocate(nbytes, compute)
+
+
+def allocate(nbytes: int, device: device) -> Allocation:
+    """Memory from a free list where there is one; `tensor.empty` has this written out."""
+    free = None if allocator is not None else free_list(nbytes, device)
     if free is None:
-        return Storage(nbytes, compute)
+        return Storage(nbytes, device)
     storage = Allocation()
     try:
         block = free.pop()
     except IndexError:
         block = free.grow()
-    storage.ptr, storage.block, storage.free, storage.device, storage._buffer = block[0], block, free, compute, None
+    storage.ptr, storage.block, storage.free, storage.device, storage._buffer = block[0], block, free, device, None
     enter(storage, nbytes)
     return storage
 
@@ -261,12 +278,41 @@ def adopt_array(array: np.ndarray) -> Allocation:
 
 def _buffer(size: int, where: device) -> tuple[torch.Tensor, int]:
     try:
-        buffer = torch.empty(size, dtype=torch.uint8, device=str(where))
+        if where is cpu:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        else:
+            with streams.ours() if _serving is None else torch.cuda.stream(_serving):
+                buffer = torch.empty(size, dtype=torch.uint8, device=str(where))
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error) or isinstance(error, MemoryError):
             raise OutOfMemoryError(_no_memory(size, where)) from None
         raise
     return buffer, buffer.data_ptr()
+
+
+# The stream that torch's allocator serves inside `apart`; None: tgrad's.
+_serving: Any = None
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside the block, memory is taken for a stream that is not the default one: for the capture of a CUDA graph.
+
+    Before torch takes memory from the driver, it asks whether its stream is being captured; of the default stream CUDA
+    refuses to say while one that it waits for is (cudaErrorStreamCaptureImplicit). Launches go where they always go,
+    and their order makes it safe to use freed memory again, whichever stream torch took it for.
+    """
+    global _serving
+    _serving = _other_stream() if compute.type == "cuda" else None
+    try:
+        yield
+    finally:
+        _serving = None
+
+
+@functools.cache
+def _other_stream() -> Any:
+    return torch.cuda.Stream(compute.index)
 
 
 _scratch: list[torch.Tensor] = []
@@ -285,19 +331,27 @@ launch.allocate = _allocate_scratch
 def _no_memory(size: int, where: device) -> str:
     held = f"tgrad holds {ledger.live_bytes:,} bytes"
     if where.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
+        free, total = torch.cuda.mem_get_info(compute.index)
         held += f", {free:,} of {total:,} bytes are free"
     return f"out of memory on {where}: {size:,} bytes were asked for; {held}. Free tensors, or use smaller batches"
 
 
-# Gives a storage its memory in place of torch: while tests guard memory, and while a CUDA graph is captured.
+# Gives a storage its memory in place of torch: while tests guard memory, and while a CUDA graph is captured. Whoever
+# sets it calls `slow`.
 allocator: Callable[[Allocation, int], None] | None = None
 # Refuses, while a CUDA graph is captured, what a replay would not do again.
 refuse: Callable[[str], None] | None = None
 
 
+# Lets every allocation ask Python; eager.py sets it.
+native_slow: Callable[[bool], None] | None = None
+
+
 def slow(on: bool) -> None:
-    """Whether every allocation asks Python; eager.py puts the native switch here."""
+    """Whether every allocation asks `allocator`."""
+    ledger.watched = on or bool(ledger.listeners)
+    if native_slow is not None:
+        native_slow(on)
 
 
 MARGIN = 256  # bytes before and behind a guarded storage

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from tgrad import storage
+from tgrad import storage, torch_streams as streams
 from tgrad.device import compute
-from tgrad.kernels import launch
 from tgrad.storage import Allocation, ledger
 
 _side: Any = None
@@ -18,10 +17,8 @@ def _streams() -> tuple[Any, Any]:
     """(the stream of all launches, the one that copies)."""
     global _side
     if _side is None:
-        _side = torch.cuda.Stream()
-    address = launch.stream()
-    main = torch.cuda.ExternalStream(address) if address else torch.cuda.default_stream()
-    return main, _side
+        _side = streams.new_stream()
+    return streams.main(), _side
 
 
 class HostMemory:

@@ -498,6 +498,31 @@ def other_thread(run: Run) -> None:
 
 
 @case
+def kernel_prepared_by_a_thread_without_a_context(run: Run) -> None:
+    """It is compiled and loaded already, so nothing but the launch gives the thread its context."""
+    import tgrad
+
+    five, seven = tgrad.ones(5), tgrad.ones(7)
+    five.exp()
+    kept, failures = [], []
+
+    def work(x: tgrad.Tensor) -> None:
+        try:
+            kept.append(x.exp())
+        except BaseException as error:
+            failures.append(error)
+
+    def go() -> None:
+        for x in (seven, five):  # each in a thread of its own
+            thread = threading.Thread(target=work, args=(x,))
+            thread.start()
+            thread.join()
+
+    _, found = run.launches(go)
+    assert not failures and len(found) == 2, failures
+
+
+@case
 def second_derivative(run: Run) -> None:
     import tgrad
 

@@ -113,9 +113,9 @@ def install() -> None:
             self.utils = nvidia.CudaUtils()
             self.launcher_cls = nvidia.CudaLauncher
             self.get_device_capability = lambda device=None: divmod(CAPABILITY, 10)
-            self.get_current_device = lambda: 0
-            self.get_current_stream = lambda device: STREAM
-            self.set_current_device = lambda device: None
+            self.get_current_device = current_device
+            self.get_current_stream = lambda device: STREAM + device
+            self.set_current_device = lambda device: _library.cuCtxSetCurrent(ctypes.c_void_p(device + 1))
 
         def get_current_target(self) -> GPUTarget:
             return GPUTarget("cuda", CAPABILITY, 32)
@@ -139,6 +139,25 @@ def install() -> None:
 
     stub.utils.load_binary = load_binary
     driver.set_active(stub)
+
+
+def current_device() -> int:
+    """The one whose context the thread has; of a thread without one, the first."""
+    context = ctypes.c_void_p()
+    _library.cuCtxGetCurrent(ctypes.byref(context))
+    return (context.value or 1) - 1
+
+
+@contextlib.contextmanager
+def second_of_two() -> Iterator[None]:
+    """Inside the block there are two devices, of which the second is this thread's current one."""
+    _library.stub_devices(2)
+    _library.cuCtxSetCurrent(ctypes.c_void_p(2))
+    try:
+        yield
+    finally:
+        _library.cuCtxSetCurrent(ctypes.c_void_p(1))
+        _library.stub_devices(1)
 
 
 def launches() -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.stub import graph_refusals, graph_replays
-from tests.stub.two_devices import pretend
+from tests.stub.two_devices import one_stream, pretend
 
 CASES = graph_replays.CASES | graph_refusals.CASES
 
@@ -36,6 +36,7 @@ def install() -> None:
     from tgrad.kernels import cuda_graph, interpret
 
     plain, captures = interpret.prepare, []
+    _refuse_memory_for_the_default_stream(captures)
 
     def prepare(kernel: Any, grid: Any, runtime: tuple, fixed: tuple, constexprs: dict) -> Callable:
         call = plain(kernel, grid, runtime, fixed, constexprs)
@@ -67,10 +68,33 @@ def install() -> None:
     cuda_graph.capturing, cuda_graph.why_not = capturing, lambda: None
 
 
+def _refuse_memory_for_the_default_stream(captures: list) -> None:
+    """As CUDA does while a stream that it waits for is captured: torch asks about its stream before it takes memory."""
+    import torch
+
+    empty, elsewhere = torch.empty, []
+
+    def ask_first(*size: int, device: Any = None, **options: Any) -> Any:
+        if captures and not elsewhere and device is not None and "cuda" in str(device):
+            raise RuntimeError("CUDA: operation would make the legacy stream depend on a capturing blocking stream")
+        return empty(*size, device=device, **options)
+
+    @contextmanager
+    def stream(other: Any) -> Iterator[None]:
+        elsewhere.append(other)
+        try:
+            yield
+        finally:
+            elsewhere.pop()
+
+    torch.empty, torch.cuda.stream, torch.cuda.Stream = ask_first, stream, lambda device=None: object()
+
+
 def main(report: str, *names: str) -> None:
     for name in ("TGRAD_LAUNCH", "TRITON_INTERPRET"):
         os.environ.pop(name, None)
     pretend()
+    one_stream()
     install()
     results = {}
     for name in names or CASES:

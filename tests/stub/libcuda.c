@@ -1,5 +1,7 @@
 /* A libcuda whose every call succeeds and does nothing; a launch is handed to `on_launch`, if one is set. Launches on a
-   stream that captures are kept with their parameters; a launch of the graph hands them on.
+   stream that captures are kept with their parameters; a launch of the graph hands them on. A launch that a GPU would
+   refuse is an error: for its size, or from a thread without a context, which only the first has by itself, or with that
+   of another device than the kernel was loaded for. A device's context is its number and 1.
 
    Triton 3.6 and 3.7 load, link and launch against it. cuda.h is the one in Triton's wheel. */
 #include <stdlib.h>
@@ -54,7 +56,22 @@ static CUresult hand_on(const CUlaunchConfig *config, CUfunction function, CUstr
   return CUDA_SUCCESS;
 }
 
+static __thread CUcontext current = 0;
+__attribute__((constructor)) static void begin(void) { current = (CUcontext)1; }
+static CUcontext *owners = 0; /* by function: the context it was loaded in */
+static int devices = 1;
+
+void stub_devices(int count) { devices = count; }
+CUresult cuDeviceGetCount(int *count) { *count = devices; return CUDA_SUCCESS; }
+
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
+  if (!current) return CUDA_ERROR_INVALID_CONTEXT;
+  if (owners[(size_t)function / 16] != current) return CUDA_ERROR_INVALID_HANDLE;
+  unsigned threads = config->blockDimX * config->blockDimY * config->blockDimZ;
+  if (!config->gridDimX || !config->gridDimY || !config->gridDimZ || config->gridDimX > 0x7fffffff ||
+      config->gridDimY > 65535 || config->gridDimZ > 65535 || !threads || threads > 1024 ||
+      config->sharedMemBytes > 232448)
+    return CUDA_ERROR_INVALID_VALUE;
   if (recording && config->hStream == captures) {
     keep(config, function, params);
     return CUDA_SUCCESS;
@@ -112,6 +129,8 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image) {
 /* Each kernel gets a handle of its own. */
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
   *function = (CUfunction)(16 * ++functions);
+  owners = realloc(owners, (functions + 1) * sizeof *owners);
+  owners[functions] = current;
   return CUDA_SUCCESS;
 }
 
@@ -143,12 +162,15 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdevi
   return CUDA_SUCCESS;
 }
 
-CUresult cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)1; return CUDA_SUCCESS; }
-CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
+CUresult cuCtxGetCurrent(CUcontext *context) { *context = current; return CUDA_SUCCESS; }
+CUresult cuCtxSetCurrent(CUcontext context) { current = context; return CUDA_SUCCESS; }
 CUresult cuCtxGetLimit(size_t *value, CUlimit limit) { *value = 0; return CUDA_SUCCESS; }
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = ordinal; return CUDA_SUCCESS; }
-CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { *context = (CUcontext)1; return CUDA_SUCCESS; }
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
+  *context = (CUcontext)(size_t)(device + 1);
+  return CUDA_SUCCESS;
+}
 CUresult cuDriverGetVersion(int *version) { *version = 13000; return CUDA_SUCCESS; }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) { return CUDA_SUCCESS; }
 CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }

@@ -244,7 +244,7 @@ def capture(run: Run, function: Callable[[], Any]) -> Captured:
     storage.allocator = give
     storage.slow(True)
     try:
-        with cuda_graph.capturing() as captured, run.hooked():
+        with storage.apart(), cuda_graph.capturing() as captured, run.hooked():
             result = function()
             if run.reason is not None:  # the step went on regardless
                 raise Refused(run.reason)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tgrad import autograd, engine, modes
+from tgrad import autograd, engine, modes, torch_streams as streams
 from tgrad.function import Function
 from tgrad.interop.memory import from_torch, share
 from tgrad.interop.twins import Twins, flat_arguments, results_of, sync_all, tgrad_mode, torch_mode
@@ -46,7 +46,10 @@ class _InTorch(torch.autograd.Function):
                     pair = Twins(from_torch(x.detach()).requires_grad_(recording and wants), x.detach())
                 pairs.append(pair)
             sync_all(pairs)
+            both = [pair.theirs for pair in pairs if pair is not None]
+            streams.tgrad_waits(*both)
             returned = run(*(x if pair is None else pair.ours for x, pair in zip(given, pairs, strict=True)))
+            streams.torch_waits(*both)
             values, many = results_of("torch_function", returned, Tensor)
             sync_all(pairs)  # what run wrote
         taken = {id(pair.ours.storage) for pair in pairs if pair is not None}
@@ -212,7 +215,10 @@ class _InTgrad(Function):
                     pair = Twins(x.detach(), share(x.detach()).requires_grad_(recording and wants))
                 pairs.append(pair)
             sync_all(pairs)
+            both = [pair.theirs for pair in pairs if pair is not None]
+            streams.torch_waits(*both)
             returned = run(*(x if pair is None else pair.theirs for x, pair in zip(given, pairs, strict=True)))
+            streams.tgrad_waits(*both)
             values, many = results_of("tgrad_function", returned, torch.Tensor)
             sync_all(pairs)  # what run wrote
             taken = {pair.theirs.untyped_storage().data_ptr() for pair in pairs if pair is not None}

@@ -1,7 +1,9 @@
 """Tensors over memory that PyTorch, or another library by DLPack, holds as well.
 
 Memory is shared, history is not: a tensor that requires grad is refused. Write counters are not shared either: neither
-library sees the other's writes, except across the bridges of bridge.py.
+library sees the other's writes, except across the bridges of bridge.py. Where PyTorch's current CUDA stream is another
+than tgrad's, whoever takes memory waits for what the other has been given to do so far (torch_streams.py); what either
+does to it later is ordered by the user, as between two streams of PyTorch.
 """
 
 from __future__ import annotations
@@ -10,10 +12,9 @@ from typing import Any
 
 import torch
 
-from tgrad import dtypes, modes
+from tgrad import dtypes, modes, storage, torch_streams as streams
 from tgrad.device import compute, cpu
 from tgrad.layout import layout
-from tgrad.storage import adopt
 from tgrad.tensor import Tensor, Version, make
 
 _TORCH = {
@@ -63,10 +64,14 @@ def from_torch(t: torch.Tensor) -> Tensor:
     where = cpu if t.device.type == "cpu" else compute
     if t.device.type not in ("cpu", compute.type) or (t.device.type == "cuda" and t.device.index != compute.index):
         raise RuntimeError(f"from_torch: the tensor is on {t.device}, tgrad computes on {compute}")
-    storage = adopt(torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage()))
+    if where is compute and storage.refuse is not None:
+        storage.refuse("takes memory of PyTorch")
+    held = torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
+    if where.type == "cuda":
+        streams.tgrad_waits(held)
     ptr = t.data_ptr()
     to = layout(kind, tuple(t.shape), tuple(t.stride()), where, ptr % 16 == 0)
-    return make(to, storage, ptr, None if modes.current().inference else Version.zero())
+    return make(to, storage.adopt(held), ptr, None if modes.current().inference else Version.zero())
 
 
 def to_torch(t: Tensor) -> torch.Tensor:
@@ -92,6 +97,8 @@ def to_torch(t: Tensor) -> torch.Tensor:
 def share(t: Tensor) -> torch.Tensor:
     """`to_torch`, whether or not `t` requires grad."""
     buffer = t.storage.buffer
+    if t.is_cuda:
+        streams.torch_waits(buffer)
     offset, rest = divmod(int(buffer.storage_offset()) + t.ptr - t.storage.ptr, t.itemsize)
     if rest:
         raise RuntimeError("to_torch: the address is no multiple of the element's size: clone() the tensor first")

@@ -15,15 +15,16 @@ import numpy as np
 
 from tgrad import dtypes, modes
 from tgrad.aliasing import wants_grad
+from tgrad.device import compute
 from tgrad.layout import broadcast_shapes, may_overlap_itself
-from tgrad.ops import creation, pointwise as p
+from tgrad.ops import creation
 from tgrad.ops.basic_indexing import _slice, index as basic
 from tgrad.ops.bounds import outside
 from tgrad.ops.indexing import INDEX
 from tgrad.ops.masks import _found
 from tgrad.ops.places import accumulate_op, get_op, joined, put_op, region, write_places
 from tgrad.ops.reduce import expand
-from tgrad.ops.transfer import copy_into
+from tgrad.ops.transfer import convert, copy_into
 from tgrad.ops.views import alias_op, reshape, select, squeeze, unbind, unsqueeze_op
 from tgrad.tensor import Tensor
 
@@ -64,12 +65,12 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
     """
     parts = _parts(key)
     view, indices = _split(x, parts)
-    value = _value(value)
+    value = _value(value, x.device)
     if not indices:
         _write_view(x, view, value)
         return
     if not isinstance(value, Tensor):
-        value = creation.full((), value, dtype=x.dtype)
+        value = creation.full((), value, dtype=x.dtype, device=x.device)
     _write(x if _same(x, view) else view, indices, value, False)
 
 
@@ -115,17 +116,19 @@ def _parts(key: Any) -> tuple:
     return (key,)
 
 
-def _index_tensor(k: Any) -> Any:
-    """An index that is no integer, slice, None or Ellipsis as a tensor, or as a Python bool or int."""
+def _index_tensor(k: Any, where: Any) -> Any:
+    """An index that is no integer, slice, None or Ellipsis as a tensor, new ones on device `where`, or as a Python bool
+    or int.
+    """
     if isinstance(k, (bool, np.bool_)):
         return bool(k)
     if isinstance(k, np.integer):
         return int(k)
     if isinstance(k, (list, tuple, np.ndarray, range)):
         if not isinstance(k, np.ndarray) and not len(k):
-            return creation.empty(0, dtype=dtypes.int64)
+            return creation.empty(0, dtype=dtypes.int64, device=where)
         try:
-            k = creation.tensor(k)
+            k = creation.tensor(k, device=where)
         except (TypeError, ValueError):
             raise IndexError("tensors used as indices must be long, int, byte or bool tensors") from None
     if isinstance(k, Tensor):
@@ -146,7 +149,8 @@ def _index_tensor(k: Any) -> Any:
 
 def _split(x: Tensor, parts: tuple) -> tuple[Tensor, dict[int, Tensor]]:
     """The view that the basic part of a key makes, and the index tensors by the view's dimension they begin at."""
-    items: list[Any] = [k if type(k) in _BASIC and not isinstance(k, bool) else _index_tensor(k) for k in parts]
+    plain = lambda k: type(k) in _BASIC and not isinstance(k, bool)
+    items: list[Any] = [k if plain(k) else _index_tensor(k, x.device) for k in parts]
     used = sum(_width(k) for k in items)
     if used > x.ndim:
         raise IndexError(f"too many indices for tensor of dimension {x.ndim}")
@@ -165,7 +169,7 @@ def _split(x: Tensor, parts: tuple) -> tuple[Tensor, dict[int, Tensor]]:
             dim += 1
         elif isinstance(k, bool) or isinstance(k, Tensor) and not k.ndim:
             view = unsqueeze_op(view, dim=dim)
-            indices[dim] = creation.tensor([0] if k else [], dtype=dtypes.int64)
+            indices[dim] = creation.tensor([0] if k else [], dtype=dtypes.int64, device=x.device)
             dim += 1
         elif isinstance(k, Tensor):
             indices[dim] = k
@@ -206,6 +210,12 @@ def _places(x: Tensor, indices: dict[int, Tensor]) -> tuple[tuple[int, ...], int
     """Dims, position and index of `places`, and the shape of the elements there."""
     flat: dict[int, Tensor] = {}
     for dim, k in indices.items():
+        if k.device is not x.device:
+            if x.device is not compute:
+                raise RuntimeError(
+                    f"indices should be either on cpu or on the same device as the indexed tensor ({x.device})"
+                )
+            k = convert(k, None, compute)
         if k.dtype in INDEX:
             flat[dim] = k
             continue
@@ -220,7 +230,7 @@ def _places(x: Tensor, indices: dict[int, Tensor]) -> tuple[tuple[int, ...], int
                     f"The shape of the mask {list(k.shape)} at index {d} does not match the shape of the indexed "
                     f"tensor {list(x.shape)} at index {dim + d}"
                 )
-        mask = k if k.dtype is dtypes.bool_ else p.ne(k, 0)
+        mask = k if k.dtype is dtypes.bool_ else convert(k, dtypes.bool_)
         for d, one in enumerate(unbind(_found(mask, tuple(k.shape)), 1)):
             flat[dim + d] = one
     dims = tuple(sorted(flat))
@@ -242,9 +252,9 @@ def _places(x: Tensor, indices: dict[int, Tensor]) -> tuple[tuple[int, ...], int
 
 
 # --- writes ----------------------------------------------------------------------------------------------------------
-def _value(value: Any) -> Any:
+def _value(value: Any, where: Any) -> Any:
     if isinstance(value, (list, tuple, np.ndarray)):
-        return creation.tensor(value)
+        return creation.tensor(value, device=where)
     if isinstance(value, (Tensor, bool, int, float)):
         return value
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
@@ -260,7 +270,7 @@ def _write_view(x: Tensor, part: Tensor, value: Any) -> None:
     if _same(x, part):
         part = x  # x[...] = value and the like write x itself
     if not isinstance(value, Tensor) and part.numel() > 1 and may_overlap_itself(part.shape, part.layout.strides):
-        value = creation.tensor(value, dtype=part.dtype)  # written as a tensor is: refused
+        value = creation.tensor(value, dtype=part.dtype, device=part.device)  # written as a tensor is: refused
     copy_into(part, _fewer_dims(value, part.ndim))
 
 

@@ -13,14 +13,14 @@ from contextvars import ContextVar, Token
 
 import numpy as np
 
-from tgrad.device import compute
+from tgrad.device import compute, cpu
 from tgrad.kernels.indexing import NOWHERE, prepare_first_outside
 from tgrad.kernels.launch import INTERPRET
 from tgrad.layout import collapse
 from tgrad.storage import workspace
 from tgrad.tensor import Tensor
 
-# Whether the values of an index are at hand on the host, without waiting.
+# Whether the values of every index are at hand on the host, without waiting.
 host: bool = compute.type == "cpu" and INTERPRET
 _checking: ContextVar[bool] = ContextVar(
     "tgrad_check_indices", default=os.environ.get("TGRAD_CHECK_INDICES", "0") not in ("", "0")
@@ -57,7 +57,7 @@ class check_indices(ContextDecorator):
 
 
 def outside(op: str, index: Tensor, size: int, negative: bool = True, ignored: int | None = None) -> int | None:
-    """On the CPU, a value of `index` that is out of range for `size` elements, or None. On a GPU always None.
+    """Of a CPU tensor, a value of `index` that is out of range for `size` elements, or None. On a GPU always None.
 
     Args:
         op: the name to report.
@@ -68,7 +68,7 @@ def outside(op: str, index: Tensor, size: int, negative: bool = True, ignored: i
         IndexError: within `check_indices`, on a GPU.
     """
     low = -size if negative else 0
-    if host:
+    if host or _aside(index):
         return _on_host(index, low, size, ignored)
     if _checking.get() and index.numel():
         position = _on_device(index, low, size, ignored)
@@ -77,9 +77,14 @@ def outside(op: str, index: Tensor, size: int, negative: bool = True, ignored: i
     return None
 
 
+def _aside(index: Tensor) -> bool:
+    """Whether it is a CPU tensor on a machine whose GPU computes."""
+    return compute is not cpu and index.layout.device is cpu
+
+
 def extremes(index: Tensor) -> tuple[int, int] | None:
     """Least and greatest value, where looking at them costs no wait: on the CPU."""
-    if not host or not index.numel():
+    if not (host or _aside(index)) or not index.numel():
         return None
     values = index._array()
     return int(values.min()), int(values.max())

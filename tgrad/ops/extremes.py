@@ -10,7 +10,7 @@ from tgrad.device import compute
 from tgrad.dispatch import dispatch
 from tgrad.kernels import reduce
 from tgrad.kernels.extreme import prepare_extreme
-from tgrad.kernels.launch import Launch
+from tgrad.kernels.launch import NARROW, Launch
 from tgrad.layout import Layout, collapse, layout, numel, wrap_dim
 from tgrad.op import Kernel
 from tgrad.ops import pointwise as p
@@ -51,7 +51,7 @@ def _build(kind: str) -> Any:
         block = reduce.tile(m, n, across=bool(stay[1][0]) and stay[1][0][-1] == 1)
         pieces = reduce.chunks(m, n, *block)
         types = (x.dtype.triton, dtypes.accumulator(x.dtype).triton)
-        wide = builtins.max(x.layout.extent, x.numel()) >= 2**31
+        wide = builtins.max(x.layout.extent, x.numel()) >= NARROW
         first = prepare_extreme(
             kind, types, (stay[0], tuple(stay[1][0])), (go[0], tuple(go[1][0])), pieces=pieces, block=block,
             placed=False, aligned=x.layout.aligned, wide=wide, name=kind,

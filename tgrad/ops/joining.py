@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tgrad import dtypes
+from tgrad import dtypes, host_copies
 from tgrad.device import compute
 from tgrad.kernels.joining import MOST_ELEMENTS, MOST_PIECES, prepare_join, slots
 from tgrad.kernels.launch import Launch
@@ -95,6 +95,7 @@ def _joined(out: Layout, rows: int, pieces: list[tuple[int, int, Layout]]) -> La
 
 
 cat_op = Joining("cat", ("tensors",), _build_cat, {"tensors": lambda g: g}, settings=("dim",))
+cat_op.on_host = host_copies.cat
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tgrad import dtypes
 from tgrad.device import compute
 from tgrad.inplace import write
@@ -143,6 +145,8 @@ def _found(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
         rows = 0 if not n or not mask.item() else 1
         return creation.empty(rows, len(shape), dtype=dtypes.int64)
     mask = contiguous(mask.detach())
+    if mask.device is not compute:
+        return creation.tensor(np.argwhere(mask._array().reshape(shape)), dtype=dtypes.int64, device=mask.device)
     launch, blocks = prepare_count(n)
     counts = creation.empty(blocks, dtype=dtypes.int64)
     launch(counts.ptr, mask.ptr)

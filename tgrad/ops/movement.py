@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tgrad import host_copies
 from tgrad.aliasing import _embed_op, as_strided_op
 from tgrad.device import compute
 from tgrad.kernels.indexing import prepare_triangle
@@ -206,6 +207,7 @@ def _build_flip(x: Tensor, dims: tuple[int, ...]) -> tuple[list[Layout], Launch]
 flip_op: Kernel = Kernel(
     "flip", ("x",), _build_flip, {"x": lambda g, *, dims: flip_op(g, dims=dims)}, settings=("dims",)
 )
+flip_op.on_host = host_copies.flip
 
 
 def flip(input: Tensor, *axes: Any, dims: Any = None) -> Tensor:

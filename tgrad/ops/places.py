@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tgrad import host_copies
 from tgrad.device import compute
 from tgrad.dtypes import accumulator, float32, int32, int64
 from tgrad.expression import Expression
@@ -172,6 +173,7 @@ def _without(g: Tensor, index: Tensor, *, dims: Dims, at: int | None) -> Tensor:
 get_op: Kernel = Kernel(
     "get", ("x", "index"), _build_get, {"x": _spread}, settings=("dims", "at"), grad_name="Index",
 )  # fmt: skip
+get_op.on_host = host_copies.get
 spread_op: Kernel = Kernel(
     "spread", ("g", "index"), _build_spread, {"g": _at_places}, settings=("dims", "at", "shape"),
     grad_name="IndexPut",
@@ -180,6 +182,7 @@ put_op: Kernel = Kernel(
     "put", ("x", "index", "value"), _copying(False), {"x": _without, "value": _at_places}, settings=("dims", "at"),
     grad_name="IndexPut",
 )  # fmt: skip
+put_op.on_host = host_copies.put
 accumulate_op: Kernel = Kernel(
     "accumulate", ("x", "index", "value"), _copying(True), {"x": lambda g: g, "value": _at_places},
     settings=("dims", "at"), grad_name="IndexPut",
@@ -187,8 +190,8 @@ accumulate_op: Kernel = Kernel(
 
 
 def number(value: float, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """One number of like's dtype, repeated to `shape`."""
-    return expand_op(full((), value, dtype=like.dtype), shape=shape)
+    """One number of like's dtype, on its device, repeated to `shape`."""
+    return expand_op(full((), value, dtype=like.dtype, device=like.device), shape=shape)
 
 
 def write_places(op: Kernel, target: Tensor, index: Tensor, value: Tensor, dims: Dims, at: int | None) -> Tensor:
@@ -199,6 +202,8 @@ def write_places(op: Kernel, target: Tensor, index: Tensor, value: Tensor, dims:
     """
 
     def launch(out: Layout, places: Layout, values: Layout) -> Launch:
+        if out.device is not compute:
+            return host_copies.put_into(out, places, values, dims, at)
         return _put_launch(out, places, values, dims, at, op is accumulate_op)
 
     return overwrite(op, target, (index, value), (dims, at), launch)
@@ -220,6 +225,7 @@ def _joined(a: Any, b: Any, size: Any, total: Any) -> Any:
 
 
 join_op: Kernel = Kernel("join_index", ("a", "b", "size", "total"), _build_join, {})
+join_op.on_host = host_copies.join
 
 
 def joined(indices: list[Tensor], sizes: list[int]) -> Tensor:

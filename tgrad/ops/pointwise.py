@@ -10,7 +10,7 @@ import functools
 import math
 from typing import Any
 
-from tgrad import dtypes
+from tgrad import dtypes, host_copies
 from tgrad.dtypes import dtype
 from tgrad.expression import Symbol, casting, comparing, counting, floating, logical, promoting, selecting
 from tgrad.kernels import scalar
@@ -179,6 +179,7 @@ logical_not: Pointwise = Pointwise("logical_not", scalar.logical_not, logical)
 # ------------------------------------------------------------------------------------------------------------
 clone: Pointwise = Pointwise("clone", scalar.identity, promoting, lambda g: g)
 copy: Pointwise = Pointwise("copy", scalar.identity, promoting, lambda g: g)
+clone.on_host = copy.on_host = host_copies.clone
 
 
 @functools.cache

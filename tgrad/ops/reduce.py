@@ -10,7 +10,7 @@ from tgrad.device import compute
 from tgrad.dtypes import dtype
 from tgrad.expression import Expression, Operand
 from tgrad.kernels import reduce as kernel
-from tgrad.kernels.launch import Launch
+from tgrad.kernels.launch import NARROW, Launch
 from tgrad.kernels.program import Program, program
 from tgrad.kernels.scalar import div
 from tgrad.layout import Layout, broadcast_strides, collapse, layout, numel, wrap_dims
@@ -64,7 +64,7 @@ def reduce_launch(
     block = kernel.tile(m, n, across=bool(kept[1][0]) and kept[1][0][-1] == 1)
     pieces = kernel.chunks(m, n, *block)
     aligned = out.aligned and all(i.aligned for i in ins)
-    wide = max(i.extent for i in ins) >= 2**31 or m * n >= 2**31
+    wide = max(*(i.extent for i in ins), m * n) >= NARROW
     options: dict[str, Any] = {"aligned": aligned, "wide": wide, "name": name}
     if pieces == 1:
         types = (result, lowered.tensors, (*numbers, *divisor), acc)
@@ -150,10 +150,26 @@ def sum_to(g: Tensor, shape: tuple[int, ...]) -> Tensor:
     return reshape(sum_op(g, dims=dims, keepdim=True, out_dtype=g.dtype), shape)
 
 
-def _sum_dtype(x: dtype, asked: dtype | None) -> dtype:
+def _sum_dtype(x: dtype, asked: dtype | None = None) -> dtype:
+    """The dtype of a sum of x's."""
     if asked is not None:
         return asked
     return x if x.is_floating_point else dtypes.int64
+
+
+def _mean_dtype(x: dtype, asked: dtype | None = None) -> dtype:
+    """The dtype of a mean of x's.
+
+    Raises:
+        RuntimeError: it is not floating.
+    """
+    kind = asked or x
+    if not kind.is_floating_point:
+        raise RuntimeError(
+            "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
+            f"Got: {kind.legacy}"
+        )
+    return kind
 
 
 def _build_sum(x: Tensor, dims: tuple[int, ...], keepdim: bool, out_dtype: dtype) -> tuple[list[Layout], Launch]:
@@ -252,12 +268,7 @@ def mean(
         IndexError: a dimension is out of range.
         RuntimeError: one is named twice; the dtype is not floating.
     """
-    kind = dtype or x.dtype
-    if not kind.is_floating_point:
-        raise RuntimeError(
-            "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
-            f"Got: {kind.legacy}"
-        )
+    kind = _mean_dtype(x.dtype, dtype)
     return mean_op(x, dims=wrap_dims(dim, x.ndim), keepdim=bool(keepdim), out_dtype=kind)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tgrad import graph, modes
 from tgrad.device import compute, device, resolve
 from tgrad.dtypes import dtype
-from tgrad.inplace import refuse, write
+from tgrad.inplace import write
 from tgrad.layout import layout
 from tgrad.op import Op
 from tgrad.ops import pointwise as p
@@ -65,10 +65,4 @@ def copy_into(target: Tensor, source: Any) -> Tensor:
     """Write `source`, a tensor or number, into `target`, broadcast and converted; returns it."""
     if isinstance(source, Tensor) and source.device is not target.device:
         source = convert(source, where=target.device)
-    if target.device is not compute:
-        refuse(target, modes.current(), False)
-        graph.announce_write(target)
-        target._array()[...] = encode(source._values() if isinstance(source, Tensor) else source, target.dtype)
-        graph.count_write(target.version, "copy_")
-        return target
     return write(p.copy, target, (source,))

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from tgrad import host_copies
 from tgrad.device import compute
 from tgrad.dtypes import BOOL, NUMBER
 from tgrad.expression import Expression
@@ -42,6 +43,7 @@ def _build_contiguous(x: Tensor) -> tuple[list[Layout], Launch]:
 
 
 contiguous_op = Kernel("contiguous", ("x",), _build_contiguous, {"x": lambda g: g}, grad_name="Clone", again=True)
+contiguous_op.on_host = host_copies.contiguous
 
 
 def view(x: Tensor, *shape: Any) -> Tensor:
