@@ -40,9 +40,10 @@ class Program(NamedTuple):
 # --- what is run -----------------------------------------------------------------------------------------------------
 def programs() -> Iterator[Program]:
     """All programs. Values do not matter: nothing is computed."""
-    from tests import aot_accesses
+    from tests import aot_accesses, aot_attention
 
     yield from aot_accesses.programs()
+    yield from aot_attention.programs()
     yield from table()
     yield from dense()
     yield from reductions()
@@ -178,9 +179,10 @@ def rows() -> Iterator[Program]:
             yield Program(f"softmax {dtype.name} {shape} {dim}", both, full=i > 1 or dtype is tgrad.bfloat16)
 
         def loss(dtype: Any = dtype) -> None:
-            for shape, reduction in (((512, 1000), "mean"), ((64, 50257), "sum")):
+            smooth = {"weight": pretended((16,), dtype), "label_smoothing": 0.1}
+            for shape, options in (((512, 1000), {}), ((64, 50257), {"reduction": "sum"}), ((20000, 16), smooth)):
                 target = tgrad.tensor(np.zeros(shape[0], np.int64))
-                backward(F.cross_entropy(pretended(shape, dtype).requires_grad_(), target, reduction=reduction))
+                backward(F.cross_entropy(pretended(shape, dtype).requires_grad_(), target, **options))
 
         yield Program(f"cross_entropy {dtype.name}", loss, full=dtype is tgrad.bfloat16)
 
@@ -197,6 +199,15 @@ def rows() -> Iterator[Program]:
             backward(F.layer_norm(pretended((512, 1000), dtype).requires_grad_(), (1000,), weight, weight))
 
         yield Program(f"layer_norm {dtype.name}", norm, full=dtype is tgrad.bfloat16)
+
+        def batches(dtype: Any = dtype) -> None:
+            for shape in ((8192, 64), (256, 1000), (64, 16, 32, 32)):
+                channels = [pretended(shape[1:2], dtype).requires_grad_() for _ in range(2)]
+                running = [pretended(shape[1:2], tgrad.float32) for _ in range(2)]
+                for training in (True, False):
+                    backward(F.batch_norm(pretended(shape, dtype).requires_grad_(), *running, *channels, training))
+
+        yield Program(f"batch_norm {dtype.name}", batches, full=dtype is tgrad.bfloat16)
     yield Program("tril", lambda: tgrad.tril(pretended((512, 512), tgrad.float32)))
 
 
@@ -313,7 +324,7 @@ def fusions() -> Iterator[Program]:
     import tgrad
     import tgrad.nn.functional as F
     from tgrad.ops import pointwise as p
-    from tgrad.ops.matmul import activated_op
+    from tgrad.ops.linear import activated_op
 
     swiglu = tgrad.fuse(lambda x, gate: F.silu(gate) * x)
     gates = tgrad.fuse(lambda a, b, c, d: (tgrad.tanh(a + b) * tgrad.sigmoid(c + d), (a > 0) + (b > 0)))
@@ -354,6 +365,9 @@ def wide() -> Iterator[Program]:
         backward(F.cross_entropy(logits, tgrad.tensor(np.zeros(48, np.int64))))
         tall @ pretended((64, 32), tgrad.float32)
         pretended((3, 48, 64), tgrad.bfloat16, (far, 64, 1)) @ pretended((64, 32), tgrad.bfloat16)
+        near = pretended((2**31 - 3,), tgrad.bfloat16)
+        for row in (lambda x: F.softmax(x, 0), lambda x: tgrad.cumsum(x, 0), lambda x: F.rms_norm(x, x.shape)):
+            row(near)
 
     yield Program("wide", everything)
 

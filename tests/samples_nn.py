@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,15 @@ import torch.nn.functional as F
 
 from tests.sampling import BINARY, CLASSES, Input, Sample, case, positive
 from tgrad.dispatch import dispatch
-from tgrad.ops import linear_cross_entropy as linear_loss, losses, row_norm, row_norm_backward
+from tgrad.ops import (
+    batch_norm_backward as in_training,
+    batch_norm_evaluation as evaluation,
+    linear_cross_entropy as linear_loss,
+    losses,
+    norm,
+    row_norm,
+    row_norm_backward,
+)
 
 
 def probability(rng, shape):
@@ -125,6 +134,52 @@ BACKWARD = tuple(
     )
     for wanted in (("x",), ("weight",), ("x", "weight"))
 )  # fmt: skip
+
+
+def _batch_norm(x):
+    """The result beside which the statistics of the batch are made."""
+    return dispatch(norm.training_op, (x, *(None,) * 5, 1e-5, 0.0))[0]
+
+
+def _batch_norm_backward(g, x, weight, wanted):
+    _, mean, rstd = dispatch(norm.training_op, (x, *(None,) * 5, 1e-5, 0.0))
+    return dispatch(in_training.backward_op, (g, x, mean, rstd, weight), (wanted, (g.dtype,) * len(wanted)))[-1]
+
+
+def _batch_norm_backward_torch(g, x, weight, wanted):
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    out = F.batch_norm(x, None, None, weight, training=True)
+    return torch.autograd.grad(out, {"input": x, "weight": weight}[wanted[-1]], g)[0]
+
+
+def _given_backward(g, x, mean, var, weight, wanted):
+    operands = g, x, mean, var, weight, 1e-5
+    return dispatch(evaluation.evaluation_backward_op, operands, (wanted, (g.dtype,) * len(wanted)))[-1]
+
+
+def _given_backward_torch(g, x, mean, var, weight, wanted):
+    x, weight, bias = (t.detach().requires_grad_() for t in (x, weight, torch.zeros_like(weight)))
+    out = F.batch_norm(x, mean, var, weight, bias)
+    return torch.autograd.grad(out, {"input": x, "weight": weight, "bias": bias}[wanted[-1]], g)[0]
+
+
+BATCHES = (
+    ("long", (16411, 2), "plain"), ("planes", (2, 3, 8209), "plain"), ("images", (3, 5, 7), "plain"),
+    ("transposed", (7, 5), "transposed"), ("expanded", (3, 5, 7), "expanded"), ("rotated", (3, 4, 5), "rotated"),
+    ("odd", (7, 5), "plain"),
+)  # fmt: skip
+
+
+def batches(full, channels, wanted):
+    """Cases of `full` operands of the input's shape and as many of `channels` numbers a channel."""
+    return tuple(
+        case("-".join((id, *names)), *[shape] * full, *[shape[1:2]] * channels,
+             ways=" ".join([way] * full + ["plain"] * channels), length=max(35, math.prod(shape)),
+             **({"wanted": names} if names else {}))
+        for id, shape, way in BATCHES for names in wanted
+    )  # fmt: skip
+
+
 NORMS = [
     Sample(row_norm.layer_norm_op, lambda x, w, b: row_norm.layer_norm(x, (7,), w, b),
            lambda x, w, b: F.layer_norm(x, (7,), w, b), (Input(), Input(), Input()), ROWS, **REAL, factor=4,
@@ -138,6 +193,17 @@ NORMS = [
            scale=4, back_factor=16, back_scale=8, bits=False),
     Sample(row_norm_backward.backward_op, _norm_backward, _norm_backward_torch, (Input(), Input(), Input()), BACKWARD,
            **REAL, factor=16, scale=8),
+    Sample(norm.training_op, _batch_norm, lambda x: F.batch_norm(x, None, None, training=True), (Input(),),
+           batches(1, 0, [()]), **REAL, factor=4, scale=4),
+    Sample(in_training.backward_op, _batch_norm_backward, _batch_norm_backward_torch, (Input(), Input(), Input()),
+           batches(2, 1, [("input",), ("weight",), ("input", "weight")]), **REAL, factor=16, scale=8),
+    Sample(evaluation.evaluation_op, lambda x, w, b, m, v: norm.batch_norm(x, m, v, w, b),
+           lambda x, w, b, m, v: F.batch_norm(x, m, v, w, b),
+           (Input(), Input(), Input(), Input(grad=False), Input(positive, grad=False)),
+           batches(1, 4, [()])[2:], **REAL, factor=4, scale=2, back_factor=8, back_scale=4, bits=False),
+    Sample(evaluation.evaluation_backward_op, _given_backward, _given_backward_torch,
+           (Input(), Input(), Input(), Input(positive), Input()),
+           batches(2, 3, [("input",), ("weight",), ("input", "bias")]), **REAL, factor=16, scale=8),
 ]  # fmt: skip
 
 SAMPLES = [*LOSSES, *NORMS]

@@ -5,6 +5,7 @@ or reads one that is not its operand's, gives nan in the first; one that
 reads or writes out of range, or whose programs race, is caught in the second.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,21 +15,25 @@ from tests.samples import SAMPLES
 from tgrad import updates
 from tgrad.device import compute
 from tgrad.kernels import (
+    attention,
+    attention_tiles,
+    batch_norm_tiles,
     bits,
     creation,
     indexing,
     linear_cross_entropy,
     matmul,
-    norm,
     pointwise,
     reduce,
+    row_norm,
+    row_norm_sums,
     scan,
     softmax,
     sort,
 )
 from tgrad.kernels.matmul_tiles import Choice, Tile
 from tgrad.op import forget_plans
-from tgrad.ops import pointwise as p, views
+from tgrad.ops import composed_attention, pointwise as p, views
 from tgrad.storage import guarded, ledger
 
 on_cpu = pytest.mark.skipif(compute.type == "cuda", reason="checked launches are the interpreter's")
@@ -102,8 +107,14 @@ def small_tiles():
         patch.setattr(reduce, "chunks", lambda m, n, bm, bn: 2 if n > 2 * bn else 1)
         small = Tile(8, 8, 8, 4, 1, False, 1.0)
         patch.setattr(matmul, "choose", lambda m, n, k, **given: Choice(small, 2 if k > 8 else 1))
-        for kernels in (softmax, norm):
+        for kernels in (softmax, row_norm):
             patch.setattr(kernels, "tile", lambda m, n, most=0: (2, 4))
+        patch.setattr(row_norm_sums, "tile", lambda m, n, most=0: (2, 8))
+        patch.setattr(row_norm_sums, "_tile", lambda m, n, columns, elements: (2, 4))
+        patch.setattr(row_norm_sums, "parts", lambda m, *given: min(m, 3))
+        patch.setattr(batch_norm_tiles, "whole", lambda planes, *given: (8, 2) if planes.k <= 8 else None)
+        patch.setattr(batch_norm_tiles, "cut", lambda planes, *given: ((4, 2), 8, -(-planes.k // 8)))
+        patch.setattr(attention, "tile", lambda *given: attention_tiles.Tile(4, 2, 4, 1, pairs=2))
         patch.setattr(linear_cross_entropy, "tile", lambda m, n: (2, 4))
         patch.setattr(scan, "tile", lambda m, n: (2, 4))
         patch.setattr(indexing, "tile", lambda n, widest: 16)
@@ -144,6 +155,31 @@ def test_creation_checked(checked):
     x = tgrad.ones(50)
     x[3:40:2].mul_(3)
     assert x.sum().item() == 50 + 2 * 19
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "options",
+    [{"is_causal": True, "dropout_p": 0.5}, {"attn_mask": [[True], [False], [True], [False], [True]]}],
+    ids=["causal, dropout", "dead rows"],
+)  # fmt: skip
+def test_attention_checked(options, checked):
+    """Of grouped heads, and as with one large tile: the sums' order apart, every part is in its place."""
+    options = {name: tgrad.tensor(o) if name == "attn_mask" else o for name, o in options.items()}
+    draw = lambda *shape: tgrad.tensor(random("attention", shape).standard_normal(shape), requires_grad=True)
+    q, k, v = draw(4, 5, 3), draw(2, 7, 3), draw(2, 7, 1)
+    got = []
+    for function in (tgrad.nn.functional.scaled_dot_product_attention, composed):
+        tgrad.manual_seed(2)
+        out = function(q, k, v, enable_gqa=True, **options)
+        got.append([out, *tgrad.autograd.grad(out, (q, k, v), tgrad.ones(4, 5, 1, dtype=out.dtype))])
+    for x, y in zip(*got, strict=True):
+        np.testing.assert_allclose(x.detach().numpy(), y.detach().numpy(), rtol=1e-10, atol=1e-12)
+
+
+def composed(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, enable_gqa=True):
+    wide = [composed_attention.repeated(t, 4) for t in (k, v)]
+    return composed_attention.composed_attention(q, *wide, attn_mask, dropout_p, is_causal, 3**-0.5)
 
 
 @on_cpu

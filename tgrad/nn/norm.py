@@ -11,6 +11,7 @@ from tgrad.nn import functional as F, init
 from tgrad.nn.module import Module
 from tgrad.nn.parameter import Parameter
 from tgrad.ops import creation
+from tgrad.ops.norm import batch_norm
 from tgrad.tensor import Tensor
 
 
@@ -76,13 +77,15 @@ class BatchNorm1d(Module):
         if input.ndim not in self._ranks:
             ranks = " or ".join(f"{n}D" for n in self._ranks)
             raise ValueError(f"expected {ranks} input (got {input.ndim}D input)")
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.num_batches_tracked is not None and not once.is_again():
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
+        momentum, counted = self.momentum, self.training and self.track_running_stats
+        counter = self.num_batches_tracked if counted else None
+        if momentum is None:
+            momentum = 0.0
+            if counter is not None and not once.is_again():
+                counter.add_(1)
+                momentum, counter = 1.0 / float(counter), None
         track = not self.training or self.track_running_stats
-        return F.batch_norm(
+        return batch_norm(
             input,
             self.running_mean if track else None,
             self.running_var if track else None,
@@ -91,6 +94,7 @@ class BatchNorm1d(Module):
             self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
+            counter,
         )
 
     def _load_from_state_dict(
