@@ -185,11 +185,7 @@ def compile(
         tuple(static),
         divisible,
         *constexprs.values(),
-        warps,
-        stages,
-        aligned,
-        contract,
-        registers,
+        *(warps, stages, aligned, contract, registers),
         chip,
     )
     found = _compiled.get(key)

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from tgrad.kernels.launch import Launch, Static, multiples, prepare, strides
-from tgrad.kernels.matmul_parts import combine, finish, place
-from tgrad.kernels.matmul_tiles import Choice, Tile, choose, itemsize, multiprocessors
+from tgrad.kernels.matmul_parts import combine, cut, finish, place
+from tgrad.kernels.matmul_tiles import Choice, Tile, choose, interpreted, itemsize, multiprocessors, registers
 from tgrad.kernels.matmul_tma import MOST_BATCH, matmul_tma
 from tgrad.kernels.pointwise import coordinates, offset
 from tgrad.kernels.program import TYPES, Program, copy_program
@@ -25,14 +25,16 @@ def matmul(
     outs, sums, a, b, extras, M, N, K, CHUNK, stride_am, stride_ak, stride_bk, stride_bn, batch_shape, batch_strides,
     extra_strides, EPILOGUE: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, TYPE: tl.constexpr,
     BATCH: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Each program computes one BM x BN tile of one matrix of the batch.
 
     EPILOGUE maps the float accumulator and the extras (bias, ...) to the results, which are row-major, one for each of
     outs. SPLIT: instead of a batch there are pieces of K, CHUNK long, whose results are stored one after another. If
-    there is a pointer in sums, the sums of a's rows are stored there.
+    there is a pointer in sums, the sums of a's rows are stored there. PARTS: into how many the columns of a tile are
+    cut for the epilogue.
     """
+    WIDTH: tl.constexpr = BN // PARTS
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
     which = tl.program_id(0) // (tiles_m * tiles_n)  # in one dimension with the tiles: the grid's others end at 65,535
@@ -64,10 +66,15 @@ def matmul(
             if tile_n == 0:
                 total += tl.sum(x.to(TYPE), 1)
         acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=TYPE)
-    results = finish(acc, m, n, M, N, extras, extra_strides, EPILOGUE, ROWS)
-    mask = (m[:, None] < M) & (n[None, :] < N)
-    for i in tl.static_range(len(outs)):
-        tl.store(outs[i] + (which * M * N + m[:, None] * N + n[None, :]), results[i], mask=mask)
+    accs = cut(acc, PARTS)
+    for j in tl.static_range(PARTS):
+        n = tile_n * BN + j * WIDTH + tl.arange(0, WIDTH)
+        if WIDE:
+            n = n.to(tl.int64)
+        results = finish(accs[j], m, n, M, N, extras, extra_strides, EPILOGUE, ROWS)
+        mask = (m[:, None] < M) & (n[None, :] < N)
+        for i in tl.static_range(len(outs)):
+            tl.store(outs[i] + (which * M * N + m[:, None] * N + n[None, :]), results[i], mask=mask)
     if len(sums) > 0:
         mask_m = (m < M) & (tile_n == 0)
         tl.store(sums[0] + which * M + m, total.to(sums[0].dtype.element_ty), mask=mask_m)
@@ -165,6 +172,7 @@ def _first(
     constexprs: dict[str, Any] = {
         "EPILOGUE": epilogue, "ROWS": rows(operands.extra_strides), "PRECISION": precision, "SPLIT": pieces > 1,
         "WIDE": wide, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "GROUP": 8,
+        "PARTS": max(tile.parts, parts(tile, epilogue)),
     }  # fmt: skip
     steps = tuple(strides(s) for s in operands.extra_strides)
     programs = triton.cdiv(m, tile.bm) * triton.cdiv(n, tile.bn) * pieces * operands.products
@@ -175,7 +183,6 @@ def _first(
         (am, ak), (bk, bn) = operands.a_strides, operands.b_strides
         constexprs |= {
             "A_ALONG_K": ak == 1, "B_ALONG_K": bk == 1, "BATCH": len(operands.batch[0]),
-            "PARTS": max(tile.parts, parts(tile, epilogue)),
             "BULK_STORE": pieces == 1 and n * itemsize(out) % 16 == 0,
         }  # fmt: skip
         shape, both = operands.batch
@@ -184,6 +191,7 @@ def _first(
         stride_a, stride_b = am if ak == 1 else ak, bn if bk == 1 else bk
         fixed = (m, n, k, chunk, stride_a, stride_b, shape, reach, apart, steps)
         grid = (min(programs, multiprocessors()),)
+        options["registers"] = registers(constexprs["PARTS"] > 1 or len(extras) > 0)
         return prepare(matmul_tma, grid, runtime, fixed, constexprs, aligned=True, **options)
     unit = [Static(1) if s == 1 else s for s in (*operands.a_strides, *operands.b_strides)]
     constexprs |= {"TYPE": TYPES["fp64" if dtype == "fp64" else "fp32"], "BATCH": len(operands.batch[0])}
@@ -225,7 +233,9 @@ def parts(tile: Tile, epilogue: Program) -> int:
     elements a thread are in work at once: of 128, the compiler would spill some.
     """
     plain = len(epilogue.results) == 1 and all(f.__name__ in _NOTHING_TO_CONTRACT for f, _ in epilogue.steps)
-    return 1 if plain else min(4, max(1, tile.bm * tile.bn // (32 * tile.warps) // 32))
+    if plain or (interpreted() and not tile.tma):
+        return 1
+    return min(4, max(1, tile.bm * tile.bn // (32 * tile.warps) // 32))
 
 
 def rows(extra_strides: tuple[tuple[int, ...], ...]) -> tuple[bool, ...]:

@@ -18,6 +18,16 @@ def place(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 
 @triton.jit
+def cut(x, PARTS: tl.constexpr):
+    """The columns of a matrix in 1, 2 or 4 parts, from the left."""
+    parts = (x,)
+    if PARTS > 1:
+        halves = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+        parts = cut(halves[0], PARTS // 2) + cut(halves[1], PARTS // 2)
+    return parts
+
+
+@triton.jit
 def finish(acc, m, n, M, N, extras, extra_strides, EPILOGUE: tl.constexpr, ROWS: tl.constexpr):
     """EPILOGUE of the accumulator at rows m and columns n, and of the extras there; the i-th is one row if ROWS[i]."""
     values = (acc,)

@@ -19,7 +19,7 @@ class Tile(NamedTuple):
     Attributes:
         tma: for `matmul_tma`; else for `matmul`.
         rate: TFLOP/s on a product that fills the chip.
-        parts: into how many `matmul_tma` cuts the result to store it through shared memory: 1, 2 or 4.
+        parts: into how many the result is cut, which `matmul_tma` stores through shared memory: 1, 2 or 4.
     """
 
     bm: int
@@ -118,11 +118,23 @@ def itemsize(dtype: str) -> int:
     return {"fp32": 4, "fp64": 8}.get(dtype, 2)
 
 
+def interpreted() -> bool:
+    """Whether launches go to the interpreter."""
+    return launch.INTERPRET and launch.COMPILE_ONLY is None
+
+
 def multiprocessors() -> int:
     """Of the device that launches go to; of the chip in the tables where there is none."""
-    if launch.INTERPRET and launch.COMPILE_ONLY is None:
+    if interpreted():
         return CHIPS[90].multiprocessors
     return launch.multiprocessors() or CHIPS[family(launch.target().arch)].multiprocessors
+
+
+def registers(more: bool) -> int | None:
+    """The most that a thread of `matmul_tma` may have, where the compiler is to be told. For Blackwell it keeps to 128
+    or fewer by itself, and spills some of an epilogue that does `more` than store.
+    """
+    return 255 if more and not interpreted() and family(launch.target().arch) == 100 else None
 
 
 def shared(tile: Tile, size: int) -> int:
@@ -144,7 +156,7 @@ def choose(m: int, n: int, k: int, *, dtype: str, batch: int = 1, tma: bool, spl
         tma: whether the operands' addresses and strides are such that `matmul_tma` can read them.
         split: whether K may be cut into pieces.
     """
-    if launch.INTERPRET and launch.COMPILE_ONLY is None:
+    if interpreted():
         return Choice(whole(m, n, k), 1)
     arch, count = launch.target().arch, multiprocessors()
     found = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tgrad.kernels.matmul_parts import finish, place
+from tgrad.kernels.matmul_parts import cut, finish, place
 from tgrad.kernels.pointwise import coordinates
 
 # Dimensions of a batch, besides the two of a matrix: descriptors have at most five.
@@ -61,16 +61,6 @@ def within(where, sizes, BATCH: tl.constexpr):
     for d in tl.static_range(BATCH):
         at = at + (tl.minimum(where[d], sizes[d] - 1),)
     return at
-
-
-@triton.jit
-def cut(x, PARTS: tl.constexpr):
-    """The columns of a matrix in 1, 2 or 4 parts, from the left."""
-    parts = (x,)
-    if PARTS > 1:
-        halves = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
-        parts = cut(halves[0], PARTS // 2) + cut(halves[1], PARTS // 2)
-    return parts
 
 
 @triton.jit

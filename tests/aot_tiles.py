@@ -83,6 +83,8 @@ def some(arch: int) -> Iterator[Variant]:
                 yield Variant(tile, dtype, "TN", "sums", tile.tma, 1, "tf32x3")
                 if tile.tma:
                     yield Variant(tile, dtype, "NT", "both", True, 1, "tf32x3")
+                if tile.bm * tile.bn >= 128 * 128:
+                    yield Variant(tile, dtype, "NN", "gelu", True, 1, "tf32x3")
                 if not tile.tma:
                     yield Variant(tile, dtype, "NT", "bias", False, 1, "tf32x3")
 

@@ -1,4 +1,4 @@
-"""Masks folded into products in a plain backward: where that happens, where it must not, and that no bit differs."""
+"""Activations folded into products in a plain backward: where, where not, and that no bit differs."""
 
 import gc
 import weakref
@@ -9,7 +9,7 @@ import torch
 import tgrad
 import tgrad.nn.functional as F
 from tests.compare import assert_close, pair, random, same_bits
-from tgrad import engine
+from tgrad import engine, graph
 from tgrad.kernels import launch
 
 
@@ -64,10 +64,122 @@ def test_as_torch():
     assert gradients(ours, False)[1].count("relu_backward") == 2
 
 
-def test_not_with_arithmetic():
+# What each folds: it names its result, or what it is of.
+FORMULAS = {
+    "tanh": tgrad.tanh, "sigmoid": tgrad.sigmoid, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu, "hardswish": F.hardswish, "selu": F.selu, "exp": tgrad.exp,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [*((name, tgrad.float32) for name in FORMULAS), ("gelu", tgrad.bfloat16), ("silu", tgrad.float16)],
+)
+def test_formulas(name, dtype):
+    ours, _ = leaves(dtype, *SHAPES)
+    ours = [t.detach().mul(0.5).requires_grad_() for t in ours]  # exp of exp stays finite
+    folded, launched = gradients(ours, True, FORMULAS[name])
+    plain, apart = gradients(ours, False, FORMULAS[name])
+    assert all(same_bits(a, b) for a, b in zip(folded, plain, strict=True))
+    assert launched == ["linear_backward"] * 5 + ["matmul"]  # 3 of weights, 2 with a formula, and of x
+    assert apart == (["linear_backward", "matmul", f"{name}_backward"] * 3)[:-1]
+
+
+@pytest.mark.parametrize("name", ["gelu", "tanh"])
+def test_formulas_as_torch(name):
+    ours, exact = leaves(tgrad.float32, *SHAPES)
+    found, _ = gradients(ours, True, FORMULAS[name])
+    out = network(*exact, linear=torch.nn.functional.linear, activation=getattr(torch.nn.functional, name))
+    out.backward(torch.full_like(out, 0.37))
+    for got, want in zip(found, exact, strict=True):
+        assert_close(got, want.grad, length=64, scale=4)
+
+
+# Whose products a compiler may contract; a run-time number; more than an epilogue should compute; two tensors' dtypes.
+ALONE = {
+    "float64": (tgrad.float64, F.gelu, "gelu_backward"),
+    "number": (tgrad.float32, lambda x: F.elu(x, 0.5), "elu_backward"),
+    "long": (tgrad.float32, F.mish, "mish_backward"),
+    "strides": (tgrad.float32, lambda x: x * tgrad.ones(x.shape[1], x.shape[0]).t(), "mul_backward"),
+    "dtypes": (tgrad.float32, lambda x: x * tgrad.ones(*x.shape, dtype=tgrad.bfloat16), "mul_backward"),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_left_alone(name):
+    dtype, activation, kernel = ALONE[name]
+    ours, _ = leaves(dtype, *SHAPES)
+    _, launched = gradients(ours, True, activation)
+    assert launched.count(kernel) == 2
+
+
+def test_a_factor_that_is_not_differentiated():
+    """As dropout by hand: x * mask / p."""
+    mask = {n: tgrad.tensor(random("mask", n).random((9, n)) < 0.5, dtype=tgrad.float32) for n in (12, 16)}
     ours, _ = leaves(tgrad.float32, *SHAPES)
-    _, launched = gradients(ours, True, tgrad.tanh)
-    assert launched.count("tanh_backward") == 2
+    found = [gradients(ours, fold, lambda x: x * mask[x.shape[1]]) for fold in (True, False)]
+    assert all(same_bits(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert [launched.count("mul_backward") for _, launched in found] == [0, 2]
+
+
+def module_gradients(model, x, kept, fold, **options):
+    """Of a model's parameters and its input, under a policy, and the kernels of the backward."""
+    launched = []
+    with pytest.MonkeyPatch.context() as patch, tgrad.activation_memory(kept):
+        if not fold:
+            patch.setattr(engine, "fold", lambda *_: None)
+        model.zero_grad()
+        x.grad = None
+        with launch.listen(launched.append):  # from here, or it would not hear of recipes
+            out = model(x)
+            launched.clear()
+            out.backward(out.detach(), **options)
+    return [t.grad for t in (x, *model.parameters())], launched
+
+
+@pytest.mark.parametrize("kept", ["keep", "lean", "leanest"])
+@pytest.mark.parametrize("name", ["GELU", "Tanh"])
+def test_policies(name, kept):
+    """What the formula names may be kept, made again, or come of a second run: the bits are the same, and nothing is
+    run again that would not be otherwise.
+    """
+    nn = tgrad.nn
+    model = nn.Sequential(*[
+        nn.Sequential(nn.Linear(13, 36), getattr(nn, name)(), nn.Linear(36, 13)) for _ in range(2)
+    ])  # fmt: skip
+    x = tgrad.randn(33, 13, requires_grad=True)
+    assert x.shape[0] * 36 * 4 >= graph.SMALLEST_RECIPE
+    folded, launched = module_gradients(model, x, kept, True)
+    plain, apart = module_gradients(model, x, kept, False)
+    again, _ = module_gradients(model, x, kept, True, retain_graph=True)
+    assert all(same_bits(a, b) and same_bits(a, c) for a, b, c in zip(folded, plain, again, strict=True))
+    kernel = f"{name.lower()}_backward"
+    assert (launched.count(kernel), apart.count(kernel)) == (0, 2)
+    assert len(launched) == len(apart) - 2
+    if kept != "leanest":  # there, the second run makes it
+        assert launched.count("gelu") == apart.count("gelu") == (2 if (name, kept) == ("GELU", "lean") else 0)
+
+
+def test_an_unpack_hook_runs_once():
+    (x, w, v), _ = leaves(tgrad.float32, (6, 5), (4, 5), (3, 4))
+    unpacked = []
+    with tgrad.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: unpacked.append(tuple(t.shape)) or t):
+        out = F.linear(F.gelu(F.linear(x, w)), v)
+    with launch.listen((launched := []).append):
+        out.backward(tgrad.ones(6, 3))
+    assert "gelu_backward" not in launched
+    assert sorted(unpacked) == [(3, 4), (4, 5), (6, 4), (6, 4), (6, 5)]
+
+
+def test_of_matrix_products():
+    """mm and addmm, as linear; bmm's gradients are computed apart."""
+    (x, w, v, b), (tx, tw, tv, tb) = leaves(tgrad.float32, (6, 5), (5, 4), (4, 3), (3,))
+    with launch.listen((launched := []).append):
+        tgrad.addmm(b, F.silu(x @ w), v).backward(tgrad.ones(6, 3))
+    assert "silu_backward" not in launched
+    torch.addmm(tb, torch.nn.functional.silu(tx @ tw), tv).backward(torch.ones(6, 3, dtype=torch.float64))
+    for t, tt in ((x, tx), (w, tw), (v, tv), (b, tb)):
+        assert_close(t.grad, tt.grad, length=32, scale=4)
 
 
 def test_again_with_retain_graph():

@@ -9,7 +9,8 @@ import torch
 
 import tgrad
 import tgrad.nn.functional as F
-from tests.compare import assert_close, pair, random
+from tests.compare import assert_close, pair, random, same_bits
+from tgrad import engine
 from tgrad.device import compute
 from tgrad.kernels import matmul as kernel, matmul_tiles
 from tgrad.kernels.matmul_tiles import Choice, Tile
@@ -22,6 +23,7 @@ POINTER = Tile(16, 16, 16, 4, 2, False, 1.0)
 BULK = Tile(16, 32, 16, 4, 2, True, 1.0)
 CHOICES = {
     "pointers": Choice(POINTER, 1), "pointers in pieces": Choice(POINTER, 3),
+    "pointers in parts": Choice(POINTER._replace(parts=2), 1),
     "bulk": Choice(BULK, 1), "bulk in pieces": Choice(BULK, 2), "bulk in parts": Choice(BULK._replace(parts=2), 1),
 }  # fmt: skip
 
@@ -168,6 +170,20 @@ def test_result_whose_rows_are_not_16_bytes_apart(name, forced):
     wide = tgrad.zeros(24, 24)
     wide[:, :21] = b.detach()
     assert_close(a.detach() @ wide[:, :21], (ta @ tb).detach(), length=24, scale=4)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_formula_folded_into_a_gradient(name, forced, monkeypatch):
+    """gelu's, of the product's result and what gelu was of: the bits of a kernel of its own, in every form."""
+    forced(CHOICES[name])
+    found = []
+    for folds in (True, False):
+        if not folds:
+            monkeypatch.setattr(engine, "fold", lambda *_: None)
+        (x, w, v), _ = operands(tgrad.bfloat16, (40, 24), (72, 24), (56, 72))
+        F.linear(F.gelu(F.linear(x, w)), v).backward(tgrad.ones(40, 56, dtype=tgrad.bfloat16))
+        found.append((x.grad, w.grad, v.grad))
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("name", ["pointers in pieces", "bulk in pieces"])

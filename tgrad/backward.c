@@ -5,7 +5,7 @@
  */
 static PyTypeObject *pointwise_rule, *formula_rule;
 static PyObject *pointwise_otherwise, *formulas_otherwise, *plan_steps, *fit, *saved_unpack, *unpack_name;
-static Py_ssize_t w_parts, w_plans, w_selects, f_fold, f_plain;
+static Py_ssize_t w_parts, w_plans, w_foldable, f_fold, f_plain;
 
 static int recording(void) { /* -1: an error */
   PyObject *mode;
@@ -221,7 +221,7 @@ static PyObject *setup_backward(PyObject *module, PyObject *args) {
   if (!PyArg_ParseTuple(args, "OOOOOO", &by_expressions, &by_formulas, &pointwise_otherwise, &formulas_otherwise,
                         &plan_steps, &fit)) return NULL;
   struct { Py_ssize_t *at; PyObject *type; const char *name; } wanted[] = {
-    {&w_parts, by_expressions, "parts"}, {&w_plans, by_expressions, "plans"}, {&w_selects, by_expressions, "selects"},
+    {&w_parts, by_expressions, "parts"}, {&w_plans, by_expressions, "plans"}, {&w_foldable, by_expressions, "foldable"},
     {&f_fold, by_formulas, "fold"}, {&f_plain, by_formulas, "plain"},
   };
   for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)

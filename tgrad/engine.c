@@ -146,7 +146,7 @@ static int may_fold(PyObject *node) {
   if (fold == Py_None) return 0;
   PyObject *below = PyTuple_GET_ITEM(SLOT(node, n_edges), PyLong_AsSsize_t(PyTuple_GET_ITEM(fold, 0)));
   if (Py_TYPE(below) != node_type || Py_TYPE(SLOT(below, n_rule)) != pointwise_rule) return 0;
-  return SLOT(SLOT(below, n_rule), w_selects) != Py_False;
+  return SLOT(SLOT(below, n_rule), w_foldable) != Py_False;
 }
 
 /* `Walk._visit`; g is stolen. -1: an error. */

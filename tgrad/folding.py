@@ -1,29 +1,37 @@
-"""Folding in a plain backward: a mask, such as relu's, into the product that computes the gradient it is applied to.
+"""Folding in a plain backward: an activation's formula into the product that computes the gradient it is applied to.
 
-    linear 1 -> relu -> linear 2
+    linear 1 -> gelu -> linear 2
 
-The gradient of linear 2's input goes to relu's node and nowhere else, and that node runs next. So the product takes
-relu's formula as its epilogue, and what it would have stored between is neither written nor read. The result is the
-same to the bit: the product is rounded to its dtype first, and formulas with arithmetic, which a compiler may contract,
-are left alone.
+The gradient of linear 2's input goes to gelu's node and nowhere else, and that node runs next. So the product takes
+gelu's formula as its epilogue, and what it would have stored between is neither written nor read. The result is the
+same to the bit: the product is rounded to its dtype first, and a kernel whose epilogue has arithmetic is compiled
+without contraction, which changes no product on matrix instructions. Those of float64 are not: into them go only
+formulas that select, such as relu's.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tgrad import graph
+from tgrad import dtypes, graph
 from tgrad.backward import Gradient, gradients
 from tgrad.expression import Expression
 from tgrad.graph import Node
+from tgrad.layout import Layout
 from tgrad.ops import pointwise as p
+from tgrad.ops.math import sign
 from tgrad.rules import PointwiseRule
 from tgrad.tensor import Tensor
 
 if TYPE_CHECKING:
     from tgrad.engine import Walk
 
+# What a formula may consist of: rows that select, others of some instructions, and those of some dozens. Of the last it
+# has few, so that the compiler spills nothing: `python -m tests.aot_tiles 90` and other chips.
 _SELECTING = frozenset((p.where, p.le, p.lt, p.ge, p.gt, p.eq, p.ne))
+_SHORT = _SELECTING | {p.add, p.sub, p.mul, p.neg, p.abs, p.maximum, p.minimum, p.logical_and, p.logical_or, sign}
+_LONG = frozenset((p.div, p.exp, p.erf, p.normal_density, p.tanh, p.sigmoid))
+MOST_LONG, MOST_STEPS, MOST_TENSORS = 2, 20, 2
 
 
 def fold(walk: Walk, node: Node, g: Any) -> tuple[list[Any], list[Gradient]] | None:
@@ -39,13 +47,16 @@ def fold(walk: Walk, node: Node, g: Any) -> tuple[list[Any], list[Gradient]] | N
     if below.__class__ is not Node or below.rule.__class__ is not PointwiseRule or not _alone(walk, node, below):
         return None
     rule = below.rule
-    if rule.selects is None:
-        rule.selects = _selects(rule)
-    further = _formula(below, rule) if rule.selects else None
+    if rule.foldable is None:
+        rule.foldable = _foldable(rule)
+    further = _formula(below, rule) if rule.foldable else None
     if further is None:
         return None
     results = gradients(node, g, further)
     if not walk.retain:
+        if node.lent is not None:
+            graph.settle_lent(node)
+        node.saved = None  # first: it may hold recipes that read what `below` saved
         if below.lent is not None:
             graph.settle_lent(below)
         below.saved = None
@@ -62,15 +73,22 @@ def _alone(walk: Walk, node: Node, below: Node) -> bool:
         return False
     reaching = 0  # edges to it, and to older nodes, which may lead to it
     for e in node.edges:
-        if isinstance(e, Node) and e.key <= below.key:
+        if (e.__class__ is Node or isinstance(e, Node)) and e.key <= below.key:
             reaching += 1
     return reaching == 1
 
 
-def _selects(rule: PointwiseRule) -> bool:
-    """Whether a formula does no more than choose between what it is given."""
-    steps = rule.parts[0][1].steps
-    return len(rule.parts) == 1 and not rule.numbers and bool(steps) and all(row in _SELECTING for row, _ in steps)
+def _foldable(rule: PointwiseRule) -> bool:
+    """Whether a rule's one formula gives the same bits in an epilogue, at little cost there."""
+    like, expression, needs = rule.parts[0]
+    rows = [row for row, _ in expression.steps]
+    if len(rule.parts) > 1 or rule.numbers or not rows:
+        return False
+    if all(row in _SELECTING for row in rows):
+        return True
+    long = sum(row in _LONG for row in rows)
+    few = long <= MOST_LONG and len(rows) <= MOST_STEPS and len(needs) <= MOST_TENSORS
+    return few and like.dtype is not dtypes.float64 and all(row in _SHORT or row in _LONG for row in rows)
 
 
 def _formula(node: Node, rule: PointwiseRule) -> tuple[Expression, list[Tensor]] | None:
@@ -80,13 +98,22 @@ def _formula(node: Node, rule: PointwiseRule) -> tuple[Expression, list[Tensor]]
         RuntimeError: one was modified in place since it was saved.
     """
     like, expression, needs = rule.parts[0]
-    shape = node.layout.shape
-    if like.shape != shape or like.dtype is not node.layout.dtype:
+    out = node.layout
+    if out is not like and (out.shape != like.shape or out.dtype is not like.dtype):
         return None
-    saved, values = node.saved or (), []
+    saved: Any = node.saved
+    values = []
     for k in needs:
-        v = saved[k].unpack(node)
-        if not v.layout.contiguous or v.layout.shape != shape:
+        s = saved[k]
+        if not (s.layout is like and like.contiguous or _suits(s.layout, like)):
+            return None
+        v = s.unpack(node)
+        if v.layout is not s.layout and not _suits(v.layout, like):  # a hook made another
             return None
         values.append(v)
     return expression, values
+
+
+def _suits(of: Layout, like: Layout) -> bool:
+    """Whether a tensor of the layout `of` can come with a product of the shape and dtype of `like`."""
+    return of.contiguous and of.shape == like.shape and (of.dtype is like.dtype or of.dtype is dtypes.bool_)

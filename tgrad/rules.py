@@ -112,17 +112,17 @@ class PointwiseRule(Rule):
         parts: for each wanted input its layout, its gradient over (g, *values), and which values: positions in the
             saved tensors followed by the numbers.
         plans: how to run them, by the layouts of g and the values: launches of backward.py.
-        selects: whether its one formula can be folded into the product before it (folding.py); None: not yet decided.
+        foldable: whether its one formula can be folded into the product before it (folding.py); None: not yet decided.
     """
 
-    __slots__ = ("parts", "plans", "selects")
+    __slots__ = ("parts", "plans", "foldable")
 
     parts: list[tuple[Layout, Expression, tuple[int, ...]]]
 
     def __init__(self, *of: Any) -> None:
         super().__init__(*of)
         self.plans: dict[tuple, tuple] = {}
-        self.selects: bool | None = None
+        self.foldable: bool | None = None
 
 
 class FormulaRule(Rule):
