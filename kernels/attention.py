@@ -97,7 +97,7 @@ def product(
     if HELD:
         sums = tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=TYPE)
     else:
-        STEP: tl.constexpr = 32
+        STEP: tl.constexpr = BK if BK < 32 else 32
         sums = full(0, TYPE, PAIRS, rows.shape[0], columns.shape[0])
         for first in range(0, BK, STEP):
             k = numbers(first, WIDE, STEP)
@@ -163,12 +163,8 @@ def walk(
         y = k
         if HELD:
             y = block(k, j, e, k_strides[0], k_strides[1], valid, S, E, EDGE, not WHOLE, PAIRS)
-        s = product(
-            x, y, i, j, q_strides, k_strides, valid, L, S, E, HELD, PRECISION, TYPE, WIDE, PAIRS, BE, WHOLE
-        )
-        s, shift = scores(
-            s, i[:, None], j[None, :], masks, mask_strides, valid, L, S, factor, CAUSAL, EDGE, BOOL, TYPE
-        )
+        s = product(x, y, i, j, q_strides, k_strides, valid, L, S, E, HELD, PRECISION, TYPE, WIDE, PAIRS, BE, WHOLE)
+        s, shift = scores(s, i[:, None], j[None, :], masks, mask_strides, valid, L, S, factor, CAUSAL, EDGE, BOOL, TYPE)
         if len(masks) > 0:
             most = maximum(most, tl.reduce(shift, AXIS, maximum))
         new = maximum(top, tl.reduce(s, AXIS, maximum))
@@ -199,7 +195,7 @@ def attention(
         factor: scale * log2(e).
         draws: seed, offset, the probability that a weight is dropped, and what the others are multiplied by; or none.
         strides: those of `shape`, the batch, of NDIM dimensions; then of rows and columns.
-        WHOLE: E and V are BE and BV. HELD: as in `own`.
+        WHOLE: E and V are BE and BV. HELD: q is held, not read in parts.
     """
     tiles = tl.cdiv(L, BL)
     tile = tiles - 1 - tl.program_id(0) % tiles  # the last first: if CAUSAL, they have the most keys

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from tgrad.kernels import libm
 from tgrad.kernels.attention import Problem, block, full, moved, numbers, pairs_of, product, scores, stays
-from tgrad.kernels.launch import Launch, prepare, strides
+from tgrad.kernels.launch import Launch, multiples, prepare, strides
 from tgrad.kernels.scalar import maximum
 
 
@@ -28,9 +28,9 @@ def slopes(
     CAUSAL: tl.constexpr, EDGE: tl.constexpr, BOOL: tl.constexpr, TYPE: tl.constexpr,
     SLOPE: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
-    """(weights, those that stay, the gradient dp of the weights); a @ b.T are scores, c @ d.T is dout @ v.T.
+    """(weights, those that stay, the gradient dp of the weights) of s, which is q @ k.T, and slope, dout @ v.T.
 
-    i, j: as in `scores`; lse: of the queries, shaped like i. SLOPE: whether dp is wanted. ONE: b has all keys.
+    i, j: as in `scores`; lse: of the queries, shaped like i. SLOPE: whether dp is wanted. ONE: all keys are here.
     """
     s, _ = scores(s, i, j, masks, mask_strides, valid, L, S, factor, CAUSAL, EDGE, BOOL, TYPE)
     if ONE:  # the row is here, and log-sum-exp would round more
@@ -59,18 +59,17 @@ def walk_keys(
     WIDE: tl.constexpr, PAIRS: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr, BV: tl.constexpr,
     WHOLE: tl.constexpr, HELD: tl.constexpr, ONE: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
-    """acc + ds @ k and, if CORRECT, mean + p @ k and rest + the sum of ds, over the keys from `first` to `last`. If ONE,
-    where they are all keys at once: ds @ k, mean and delta itself.
+    """acc + ds @ k and, if CORRECT, mean + p @ k and rest + the sum of ds, over the keys from `first` to `last`. If
+    ONE, where they are all keys at once: ds @ k, mean and delta itself.
     """
     AXIS: tl.constexpr = 1 if PAIRS == 1 else 2
     e, d = numbers(0, WIDE, BE), numbers(0, WIDE, BV)
     for start in range(first, last, BS):
         j = numbers(start, WIDE, BS)
         y = block(k, j, e, k_strides[0], k_strides[1], valid, S, E, EDGE, not WHOLE, PAIRS)
-        z = block(v, j, d, v_strides[0], v_strides[1], valid, S, V, EDGE, not WHOLE, PAIRS)
         b, c = k, v
         if HELD:
-            b, c = y, z
+            b, c = y, block(v, j, d, v_strides[0], v_strides[1], valid, S, V, EDGE, not WHOLE, PAIRS)
         s = product(x, b, i, j, q_strides, k_strides, valid, L, S, E, HELD, PRECISION, TYPE, WIDE, PAIRS, BE, WHOLE)
         slope = product(g, c, i, j, g_strides, v_strides, valid, L, S, V, HELD, PRECISION, TYPE, WIDE, PAIRS, BV, WHOLE)
         weights, _, slope = slopes(
@@ -171,7 +170,9 @@ def walk_queries(
         s = product(y, a, j, i, k_strides, q_strides, valid, S, L, E, HELD, PRECISION, TYPE, WIDE, PAIRS, BE, WHOLE)
         slope = s
         if KEY:
-            slope = product(z, c, j, i, v_strides, g_strides, valid, S, L, V, HELD, PRECISION, TYPE, WIDE, PAIRS, BV, WHOLE)
+            slope = product(
+                z, c, j, i, v_strides, g_strides, valid, S, L, V, HELD, PRECISION, TYPE, WIDE, PAIRS, BV, WHOLE
+            )
         weights, kept, slope = slopes(
             s, slope, i[None, :], j[:, None], pair, sums, masks, draws, mask_strides, valid, L, S, factor,
             CAUSAL, EDGE, BOOL, TYPE, KEY, False,
@@ -308,8 +309,9 @@ def prepare_key(
         pointer, pointer, "*" + g, pointer, pointer, pointer, problem.masks, "*" + total, "*" + total, total, total,
         problem.draws,
     )  # fmt: skip
+    members = (*multiples(group[1][:2]), *multiples(group[1][2:]))
     constants = problem.constants(chosen, len(shape)) | {"GROUP": group[0], "KEY": wanted[0], "VALUE": wanted[1]}
     return prepare(
-        attention_key, grid, runtime, (problem.pairs, *problem.sizes, shape, *steps, group[1]),
+        attention_key, grid, runtime, (problem.pairs, *problem.sizes, shape, *steps, members),
         constants, name=name, warps=chosen.warps, stages=chosen.stages, aligned=problem.aligned, contract=True,
     )  # fmt: skip

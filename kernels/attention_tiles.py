@@ -15,32 +15,62 @@ class Tile(NamedTuple):
 
     Attributes:
         bl, bs: queries and keys.
+        held: whether a program holds its own rows, and does not read them in parts at each step.
+        together: whether one launch gives the gradients of key and value.
         pairs: matrices of the batch; more than one in the interpreter alone.
-        held: whether a program holds its own rows, and does not read them at each step.
     """
 
     bl: int
     bs: int
-    pairs: int
     warps: int
     stages: int
     held: bool = True
+    together: bool = True
+    pairs: int = 1
 
 
 # The widest head, by kind.
 WIDEST = {"half": 256, "fp32": 128}
 
-# By kernel, kind and greatest width of a head: (BL, BS, warps, stages). Found by compiling for sm_80, 90 and 100; no
-# GPU has measured them. No register is spilled of half types up to 128 (but with a mask and dropout on sm_100) and of
-# float32 up to 64 without dropout; tens to hundreds of bytes are beyond: of three tf32 products one operand stays in.
-TILES: dict[tuple[str, str], dict[int, tuple[int, int, int, int]]] = {
-    ("forward", "half"): {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
-    ("query", "half"): {64: (128, 32, 8, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
-    ("key", "half"): {64: (64, 128, 8, 3), 128: (64, 64, 8, 2), 256: (32, 64, 8, 2)},
-    ("forward", "fp32"): {64: (64, 16, 4, 2), 128: (64, 32, 8, 2)},
-    ("query", "fp32"): {64: (32, 32, 4, 2), 128: (32, 32, 8, 2)},
-    ("key", "fp32"): {64: (32, 32, 4, 2), 128: (32, 32, 8, 2)},
-}
+# By kernel, kind and greatest width of a head: the tile of plain attention, with a mask, with dropout, and with both
+# where that is another. Chosen by compiling for sm_80, 90 and 100 so that no register is spilled: tests/aot_attention
+# compiles each. No GPU has measured them. Operands of float32 are cut into parts for three tf32 products: those of wide
+# heads cannot be held.
+TILES: dict[tuple[str, str], dict[int, tuple[Tile, ...]]] = {
+    ("forward", "half"): {
+        32: (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(128, 32, 8, 2)),
+        64: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
+        128: (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
+        256: (Tile(64, 32, 8, 2), Tile(64, 16, 8, 2), Tile(64, 16, 8, 2)),
+    },
+    ("query", "half"): {
+        32: (Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+        64: (Tile(128, 32, 8, 3), Tile(64, 32, 8, 2), Tile(64, 16, 4, 2)),
+        128: (Tile(64, 64, 8, 2), Tile(64, 16, 8, 2), Tile(64, 16, 8, 2)),
+        256: (Tile(64, 16, 8, 2, held=False), Tile(64, 16, 8, 2, held=False), Tile(64, 16, 8, 2, held=False)),
+    },
+    ("key", "half"): {
+        64: (Tile(64, 128, 8, 3), Tile(32, 128, 8, 2), Tile(16, 128, 8, 2)),
+        128: (Tile(64, 64, 8, 2), Tile(16, 64, 8, 2), Tile(16, 64, 8, 2)),
+        256: (Tile(16, 64, 8, 2), Tile(16, 64, 8, 2), Tile(16, 64, 8, 2, held=False)),
+    },
+    ("forward", "fp32"): {
+        32: (Tile(64, 16, 4, 2), Tile(64, 16, 4, 2), Tile(64, 16, 4, 2)),
+        64: (Tile(64, 32, 8, 2), Tile(64, 16, 8, 2), Tile(64, 16, 8, 2)),
+        128: (Tile(64, 32, 8, 2, held=False), Tile(64, 16, 8, 2, held=False), Tile(64, 16, 4, 2, held=False),
+              Tile(64, 16, 8, 2, held=False)),
+    },
+    ("query", "fp32"): {
+        32: (Tile(64, 16, 4, 2), Tile(64, 16, 4, 2), Tile(64, 16, 4, 2)),
+        64: (Tile(64, 16, 8, 2), Tile(64, 16, 8, 2, held=False), Tile(64, 16, 8, 2, held=False)),
+        128: (Tile(64, 32, 8, 2, held=False), Tile(64, 16, 8, 2, held=False), Tile(64, 16, 8, 2, held=False)),
+    },
+    ("key", "fp32"): {
+        32: (Tile(16, 64, 4, 2), Tile(16, 64, 4, 2), Tile(16, 64, 4, 2)),
+        64: (Tile(16, 64, 8, 2, held=False), Tile(16, 64, 8, 2, False, False), Tile(16, 64, 8, 2, False, False)),
+        128: (Tile(32, 64, 8, 2, False, False), Tile(16, 64, 8, 2, False, False), Tile(16, 64, 4, 2, False, False)),
+    },
+}  # fmt: skip
 
 SPARE = 2048  # bytes of shared memory for sums of rows
 LARGEST = 1 << 18  # elements of a block in the interpreter
@@ -69,25 +99,21 @@ def tile(
     Args:
         dtype: Triton type of the operands.
         sizes: L, S, E, V.
-        mask: bytes of an element of the mask; 0: there is none. drops: whether there is dropout. Each takes registers,
-            so that steps are half as long.
+        mask: bytes of an element of the mask; 0: there is none. drops: whether there is dropout.
     """
     length, keys, width, values = sizes
     be, bv = blocks(width), blocks(values)
     if interpreted():
         bl, bs = min(blocks(length), 512), min(blocks(keys), 512)
         each = max(bl * bs, max(bl, bs) * max(be, bv))
-        return Tile(bl, bs, max(1, min(triton.next_power_of_2(pairs), LARGEST // each)), 4, 1)
-    table, extras = TILES[kernel, kind_of(dtype)], (mask > 0) + drops
-    bl, bs, warps, stages = next(table[w] for w in table if max(be, bv) <= w)
-    if kernel == "key":
-        bl = max(16, bl >> (extras + (extras > 0 and max(be, bv) > 64)))
-    else:
-        bs = max(16, bs >> extras)
-    stages = 2 if extras else stages
+        return Tile(bl, bs, 4, 1, pairs=max(1, min(triton.next_power_of_2(pairs), LARGEST // each)))
+    table = TILES[kernel, kind_of(dtype)]
+    row = next(table[w] for w in table if max(be, bv) <= w)
+    found = row[min((mask > 0) + 2 * drops, len(row) - 1)]
+    bl, bs, stages = found.bl, found.bs, found.stages
     limit, size = SHARED.get(launch.target().arch, LEAST_SHARED), itemsize(dtype)
     held, step = (bs, bl) if kernel == "key" else (bl, bs)
     kept = held * (be if kernel == "forward" else be + bv) * size + SPARE
     while stages > 1 and kept + stages * (step * (be + bv) * size + bl * bs * mask) > limit:
         stages -= 1
-    return Tile(bl, bs, 1, warps, stages)
+    return found._replace(stages=stages)

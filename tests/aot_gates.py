@@ -208,7 +208,8 @@ def vector_accesses(f: dict[str, Any]) -> str | None:
 
 # Operands as large as the result that kernels over rows read; a norm's weight and bias come from a cache each time.
 READ = {
-    "softmax": 1, "softmax_backward": 2, "cross_entropy": 1, "cross_entropy_backward": 1, "norm": 1, "norm_backward": 2
+    "softmax": 1, "softmax_backward": 2, "cross_entropy": 1, "cross_entropy_backward": 1, "norm": 1, "norm_backward": 2,
+    "norm_backward_sums": 2,
 }  # fmt: skip
 
 
@@ -220,12 +221,16 @@ def read_once(f: dict[str, Any]) -> str | None:
         return None
     itemsize = min(int(t.lstrip("*bfp")) // 8 for t in f["types"] if "fp" in t or "bf" in t)
     share = constants["BM"] * constants["BN"] * itemsize // (32 * f["warps"])  # bytes of one operand, of one thread
-    operands = READ[name] + constants.get("WEIGHT", 0) + constants.get("BIAS", 0)
+    operands, sums = READ[name] + constants.get("WEIGHT", 0) + constants.get("BIAS", 0), 0
     moved = {what: 16 * {int(k): n for k, n in f[what].items()}.get(16, 0) for what in ("loads", "stores")}
+    if name == "norm_backward_sums":  # of many rows, but one weight, and float32 sums
+        operands, one = READ[name], constants["BN"] // (32 * f["warps"])
+        moved["loads"] -= constants["WEIGHT"] * one * itemsize // 16 * 16
+        sums = (constants["BY_WEIGHT"] + constants["BY_BIAS"]) * one * 4
     if not 0 <= moved["loads"] - share * operands <= 16:
         return f"{moved['loads']} bytes read 16 at a time, not {operands} x {share}"
-    if moved["stores"] != share * (name != "cross_entropy"):
-        return f"{moved['stores']} bytes written 16 at a time, not {share}"
+    if moved["stores"] != share * (name != "cross_entropy") + sums:
+        return f"{moved['stores']} bytes written 16 at a time, not {share} + {sums}"
     return None
 
 

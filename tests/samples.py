@@ -33,7 +33,18 @@ from tests.sampling import (
 from tgrad import aliasing
 from tgrad.dispatch import dispatch
 from tgrad.op import Op
-from tgrad.ops import attention, creation, matmul, norm, pointwise as p, reduce, softmax, views
+from tgrad.ops import (
+    composed_attention,
+    creation,
+    fused_attention,
+    linear,
+    matmul,
+    norm,
+    pointwise as p,
+    reduce,
+    softmax,
+    views,
+)
 
 
 def unary(row: Any, ref: Callable, domain: Callable = real, points: tuple[float, ...] = (), **rest: Any) -> Sample:
@@ -188,13 +199,14 @@ FUSED = [
         dim: g - torch.exp(y) * g.sum(dim, True),
            (Input(), Input()), tuple(case(c.id, *c.shapes * 2, ways=f"plain {c.ways[0]}", length=7, **c.settings)
            for c in ROWS[:8]), integers=False, factor=2, scale=1000),
-    Sample(softmax._cross_entropy_backward, softmax._cross_entropy_backward,
+    Sample(softmax._cross_entropy_backward,
+           lambda g, x, t, n, **settings: softmax._cross_entropy_backward(g, x, t, n, None, smoothing=0.0, **settings),
            lambda g, x, t, n, ignore_index,
            reduction: (torch.softmax(x, -1) - F.one_hot(t, 5)) * g[:, None] * (t != ignore_index)[:, None],
            (Input(), Input(), CLASSES, Input(ones)),
            (case("odd", (7,), (7, 5), (7,), (), length=5, ignore_index=2, reduction="none"),), integers=False, factor=4,
            scale=1),
-    Sample(matmul._weight_bias_op, lambda g, x: dispatch(matmul._weight_bias_op, (g, x))[0], lambda g, x: g.t() @ x,
+    Sample(linear._weight_bias_op, lambda g, x: dispatch(linear._weight_bias_op, (g, x))[0], lambda g, x: g.t() @ x,
            (Input(), Input()), (case("odd", (7, 5), (7, 3), length=7),), integers=False, scale=4),
 ]  # fmt: skip
 
@@ -230,17 +242,47 @@ LINEAR = (
     case("empty", (0, 7), (3, 7), (3,), length=7),
     case("empty-inner", (5, 0), (3, 0), (3,), length=5),
 )  # fmt: skip
+ATTENTIONS = (
+    case("odd", (5, 3), (7, 3), (7, 2), length=7), case("batch", (3, 5, 4), (3, 6, 4), (3, 6, 2), length=6),
+    case("broadcast", (2, 1, 5, 3), (3, 7, 3), (7, 2), length=14),
+    case("transposed", (5, 3), (7, 3), (7, 2), ways="transposed sliced transposed", length=7),
+    case("no-keys", (5, 3), (0, 3), (0, 2), length=1),
+)  # fmt: skip
+
+
+def _attention(q, k, v):
+    return (q @ k.mT / 2).softmax(-1) @ v
+
+
+def _attention_backward(g, q, k, v):
+    with tgrad.no_grad():
+        out, sums = dispatch(fused_attention.attention_op, (q, k, v, None, 0.5, None, None, None), (False, False))
+        args = g, q, k, v, None, out, sums, 0.5, None, None, None
+        return dispatch(fused_attention._backward, args, (False, False, ("query", "key", "value")))[1]
+
+
+def _attention_backward_torch(g, *args):
+    args = [x.detach().requires_grad_() for x in args]
+    return torch.autograd.grad(_attention(*args), args, g)[1]
+
+
 PRODUCTS = [
+    Sample(fused_attention.attention_op,
+           lambda q, k, v: fused_attention.fused_attention(q, k, v, None, 0.0, False, 0.5, False), _attention,
+           (Input(), Input(), Input()), ATTENTIONS, integers=False, scale=4, back_scale=8, back_factor=4, bits=False),
+    Sample(fused_attention._backward, _attention_backward, _attention_backward_torch,
+           tuple(Input(grad=False) for _ in range(4)),
+           (case("odd", (5, 2), (5, 3), (7, 3), (7, 2), length=7),), integers=False, factor=4, scale=8),
     Sample(matmul.mm_op, tgrad.mm, torch.mm, (Input(), Input()), MATRICES, label="mm", scale=4, back_scale=4),
     Sample(matmul.bmm_op, tgrad.matmul, torch.matmul, (Input(), Input()), BATCHES, label="matmul", scale=4,
         back_scale=4),
-    Sample(attention.scores_op, lambda a, b: attention.scores_op(a, b, scale=0.3, kind=a.dtype),
+    Sample(composed_attention.scores_op, lambda a, b: composed_attention.scores_op(a, b, scale=0.3, kind=a.dtype),
            lambda a, b: a @ b * 0.3, (Input(), Input()), BATCHES[:7], integers=False, scale=4, back_scale=4),
-    Sample(attention.weigh_op, attention.weigh_op, torch.matmul, (Input(), Input()), BATCHES[:3], integers=False,
-           scale=4, back_scale=4),
-    Sample(matmul.linear_op, matmul.linear, F.linear, (Input(), Input(), Input()), LINEAR, scale=4, back_scale=4,
+    Sample(composed_attention.weigh_op, composed_attention.weigh_op, torch.matmul, (Input(), Input()), BATCHES[:3],
+           integers=False, scale=4, back_scale=4),
+    Sample(linear.linear_op, linear.linear, F.linear, (Input(), Input(), Input()), LINEAR, scale=4, back_scale=4,
         integers=False),
-    Sample(matmul.linear_op, matmul.linear, F.linear, (Input(), Input()), tuple(
+    Sample(linear.linear_op, linear.linear, F.linear, (Input(), Input()), tuple(
         Case(c.id, c.shapes[:2], c.ways[:2], c.settings, c.length) for c in LINEAR),
         label="linear-no-bias", scale=4, back_scale=4, integers=False),
 ]  # fmt: skip

@@ -122,6 +122,11 @@ def test_products_run_on_matrix_units(arch):
     hold(arch, gates.any_matrix_units, "product", only=lambda f: f["kernel"].endswith((".matmul", ".matmul_tma")))
 
 
+@ARCHS
+def test_attention_runs_on_the_chips_own_matrix_units(arch):
+    hold(arch, gates.matrix_units, "attention", only=lambda f: ".attention" in f["kernel"])
+
+
 # --- the gates can fail ----------------------------------------------------------------------------------------------
 @functools.cache
 def bad() -> dict:
@@ -158,8 +163,12 @@ def test_gate_passes(gate, name):
 
 
 ROWS = {
-    "kernel": "tgrad.kernels.norm.norm_backward", "types": ["*bf16", "*fp32"], "warps": 4,
+    "kernel": "tgrad.kernels.row_norm.norm_backward", "types": ["*bf16", "*fp32"], "warps": 4,
     "constants": {"BM": 2, "BN": 1024, "WHOLE": 1, "WEIGHT": 1}, "loads": {"16": 6, "8": 2}, "stores": {"16": 2},
+}  # fmt: skip
+SUMS = {
+    "kernel": "tgrad.kernels.row_norm.norm_backward_sums", "loads": {"16": 5, "8": 2}, "stores": {"16": 6},
+    "constants": ROWS["constants"] | {"BY_WEIGHT": 1, "BY_BIAS": 1},
 }  # fmt: skip
 
 
@@ -170,6 +179,8 @@ ROWS = {
         ({"loads": {"16": 4, "2": 16}}, "64 bytes read"), ({"stores": {"2": 16}}, "0 bytes written"),
         ({"loads": {"16": 9}, "constants": {"WHOLE": 0}}, None),
         ({"kernel": "tgrad.kernels.softmax.softmax"}, "not 2 x 32"),
+        (SUMS, None), (SUMS | {"loads": {"16": 7}}, "96 bytes read 16 at a time, not 2 x 32"),
+        (SUMS | {"stores": {"16": 2, "4": 16}}, "32 bytes written 16 at a time, not 32 + 64"),
     ],
 )  # fmt: skip
 def test_gate_of_rows(change, says):

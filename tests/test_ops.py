@@ -13,10 +13,11 @@ import tgrad
 from tests.compare import FLOATS, INTEGERS, TORCH, assert_close, assert_same, random, same_bits, values
 from tests.samples import DIFFERENTIABLE, ROW_SAMPLES, SAMPLES
 from tests.sampling import COMMON
+from tgrad.device import compute
 from tgrad.fusion.fused import Fused
-from tgrad.fusion.reduction import FusedReduction
 from tgrad.op import Composed, Op
 from tgrad.ops import pointwise as p
+from tgrad.ops.reduced import Reduced
 from tgrad.ops.softmax import log_softmax, softmax
 from tgrad.tensor import Tensor
 
@@ -73,7 +74,7 @@ def test_ops_are_found_wherever_they_are():
         o for o in gc.get_objects()
         if issubclass(type(o), Op) and type(o) not in (Op, Composed) and id(o) not in known
         and o.name != "to_copy" and getattr(o, "fn", o) not in functions  # rows that a fused function copies
-        and not isinstance(o, (Fused, FusedReduction))  # one for each function
+        and not isinstance(o, (Fused, Reduced))  # one for each function
         and not o.name.startswith("linear_")  # one for each activation that is folded: tests/test_folded_activation.py
     ]  # fmt: skip
     assert not hidden
@@ -146,7 +147,9 @@ def test_integers(sample, case, dtype):
     ours, plain, _ = sample.build(case, dtype)
     try:
         want = sample.ref(*plain, **case.settings)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        if compute.type == "cuda" and "ZeroDivisionError" in str(error):
+            return  # the CPU's check: on a GPU it would wait for the divisors
         with pytest.raises((RuntimeError, TypeError)):
             sample.ours(*ours, **case.settings)
         return

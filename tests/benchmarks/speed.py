@@ -51,7 +51,7 @@ def draw_work(table: pd.DataFrame) -> Figure:
             colours = [OURS if e == "tgrad" else FUSED for e in table["engine"]]
             axis.barh(range(len(table)), ratios, color=colours, height=0.7)
             for y, ratio in enumerate(ratios):
-                axis.text(ratio + 0.02, y, f"{ratio:.2f}", va="center", fontsize=7.5)
+                axis.text(1.02 if 0.85 < ratio < 1 else ratio + 0.02, y, f"{ratio:.2f}", va="center", fontsize=7.5)
             axis.axvline(1.0, color=THEIRS, linewidth=1.2)
             axis.set_xlim(0, max(1.3, 1.15 * ratios.max()))
             axis.set_yticks(range(len(table)), labels)

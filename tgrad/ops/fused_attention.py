@@ -207,7 +207,7 @@ def _build_backward(
     of_mask = [] if mask is None else [batch.of_queries(mask.layout, length, keys)]
     shape, name = (*batch.outer, batch.group), "attention_backward"
     dq, dk, dv = (results.get(n) for n in ("query", "key", "value"))
-    by_query = by_key = None
+    by_query, by_keys = None, []
     changed = delta_is_made(problem) or delta_is_corrected(problem)
     if dq is None and dk is not None and changed:  # the kernel of dq does that
         dq = _in_order_of(query.layout, shapes["query"], query.shape[-1])
@@ -219,17 +219,17 @@ def _build_backward(
         of = [batch.of_keys(of_dk), batch.of_keys(of_dv), of_g, of_q, of_k, of_v, *of_mask]
         sizes, steps = _collapsed(batch.outer, [(*s[:-3], *s[-2:]) for s in of])
         group = batch.group, tuple(s[-3] for s in (of_g, of_q, *of_mask))
-        by_key = prepare_key(
-            problem._replace(pairs=numel(batch.outer)), g.dtype.triton, sizes, steps, group,
-            (dk is not None, dv is not None), name,
-        )  # fmt: skip
+        both = dk is not None, dv is not None
+        of_keys = problem._replace(pairs=numel(batch.outer))
+        launches = [both] if of_keys.tile("key").together else [(True, False)] * both[0] + [(False, True)] * both[1]
+        by_keys = [prepare_key(of_keys, g.dtype.triton, sizes, steps, group, which, name) for which in launches]
     delta = layout(sums.dtype, tuple(sums.shape), None, compute)
     subtract = None
     if out is not None and not delta_is_made(problem):
         operands = (g.dtype, TENSOR), (out.dtype, TENSOR)
-        both = [g.layout, out.layout]
+        factors = [g.layout, out.layout]
         dims = (len(sums.shape),)
-        subtract = reduce_launch(name, "sum", _PRODUCT, operands, both, tuple(g.shape), dims, delta)
+        subtract = reduce_launch(name, "sum", _PRODUCT, operands, factors, tuple(g.shape), dims, delta)
     n, with_out, with_mask = len(results), out is not None, mask is not None
     dq_bytes = 0 if dq is None else dq.nbytes
 
@@ -247,7 +247,7 @@ def _build_backward(
         if by_query is not None:
             spare = None if "query" in to else workspace(max(dq_bytes, 16))
             by_query(to["query"] if spare is None else spare.ptr, *rest)
-        if by_key is not None:
+        for by_key in by_keys:
             by_key(to.get("key", arriving), to.get("value", arriving), *rest)
 
     return list(results.values()), launch
