@@ -19,6 +19,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from tgrad.profiler.environment import git_state
 from tgrad.profiler.plots import STYLE
 
 HERE = Path(__file__).parent
@@ -136,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton.__version__}, "
     versions += f"{os.cpu_count()} cores"
+    if git := git_state():
+        versions += f", commit {git['sha'][:7]}{' with changes' * bool(git['dirty'])}"
     for name, figure in (("work", draw_work(work_table(work))), ("host", draw_host(host))):
         figure.savefig(out / f"{name}.png", dpi=130)
     (out / "README.md").write_text(page(work, host, versions), encoding="utf-8")
