@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         show("grad", name, ours, theirs)
     if options.csv:
         with options.csv.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             writer.writerows([COLUMNS, *rows] if not file.tell() else rows)
     for mode in modes if options.profile else ():
         print(f"\n{mode}: a + b")

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.work [--out FOLDER]
 
-Nothing is timed. A kernel's bytes are the distinct bytes it reads plus those it writes, which is the least that can pass
-between it and memory. tgrad's come from Triton's interpreter, access by access: a GPU cuts sums into more pieces, which
-adds partial sums and a small kernel here and there. PyTorch's come from the operations that its dispatcher runs, each
-taken for one kernel over its whole operands (some are more: a cross-entropy's gradient is filled with zeros before it is
-written, a large AdamW is cut into several launches).
+Nothing is timed. A kernel's bytes are the distinct bytes it reads plus those it writes, which is the least that can
+pass between it and memory. tgrad's come from Triton's interpreter, access by access: a GPU cuts sums into more
+pieces, which adds partial sums and a small kernel here and there. PyTorch's come from the operations that its
+dispatcher runs, each taken for one kernel over its whole operands (some are more: a cross-entropy's gradient is
+filled with zeros before it is written, a large AdamW is cut into several launches).
 """
 
 from __future__ import annotations
