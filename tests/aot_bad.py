@@ -72,7 +72,7 @@ def main(report: str) -> None:
         "nan_lost": build(nan_lost), "nan_lost_64": build(nan_lost, "*fp64"),
         "contracted": build(contracted) | {"fusion": False},
         "not_contracted": build(contracted, enable_fp_fusion=False),
-        "no_matrix": build(product, block=32), "spilled": build(product, block=128, num_warps=4),
+        "no_matrix": build(product, block=32), "spilled": build(product, block=64, maxnreg=32),
         "unaligned": build(contracted, aligned=False), "aligned": build(contracted),
     }  # fmt: skip
     Path(report).write_text(json.dumps(found))

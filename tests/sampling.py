@@ -132,6 +132,15 @@ class Sample:
     def differentiable(self) -> bool:
         return bool(self.op.formulas) and any(i.grad for i in self.inputs)
 
+    @property
+    def common(self) -> list[Case]:
+        """Its common cases, or the first of all."""
+        return [c for c in self.cases if c.id in COMMON] or list(self.cases[:1])
+
+    def in_turn(self, k: int) -> Case:
+        """A common case of the k-th sample: in a row of samples all arrangements come up."""
+        return self.common[k // 2 % len(self.common)]
+
     def build(self, case: Case, dtype: Any, requires_grad: bool = True, points: bool = True) -> list[list]:
         """Arguments for `ours`, for `ref` in the same dtype and for `ref` in float64 (integers: as they are)."""
         rng = random(self.id, case.id, dtype.name)

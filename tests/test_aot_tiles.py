@@ -21,14 +21,14 @@ def tiles(arch: int) -> dict:
     return report
 
 
-@pytest.mark.parametrize("arch", [90, *(pytest.param(a, marks=pytest.mark.thorough) for a in (80, 100))])
+@ARCHS
 @pytest.mark.parametrize("gate", gates.TILE_GATES, ids=lambda g: g.__name__)
 def test_tiles(arch, gate):
     wrong = [f"{label}: {gate(f)}" for label, f in tiles(arch).items() if gate(f)]
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("arch", [90, *(pytest.param(a, marks=pytest.mark.thorough) for a in (80, 100))])
+@ARCHS
 def test_every_tile_is_compiled(arch):
     from tgrad.kernels.matmul_tiles import TILES, kind_of
 
