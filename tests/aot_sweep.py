@@ -225,14 +225,16 @@ def products() -> Iterator[Program]:
             big = min(m, n, k) >= 256 and dtype is not tgrad.float64
             if dtype is tgrad.float16 and not big:
                 continue
-            full = dtype is tgrad.float16 or min(m, n, k) < 256
+            more = m > 1024 and dtype is not tgrad.bfloat16
+            full = dtype is tgrad.float16 or min(m, n, k) < 256 or more
             yield Program(f"linear {dtype.name} {(m, n, k)}", linear, ("product", dtype.name) if big else (), full)
 
         def batched(dtype: Any = dtype) -> None:
             a, b = (pretended((8, 512, 512), dtype).requires_grad_() for _ in range(2))
             backward(a @ b)
 
-        yield Program(f"bmm {dtype.name}", batched, ("product", dtype.name) if dtype is not tgrad.float64 else ())
+        tags = ("product", dtype.name) if dtype is not tgrad.float64 else ()
+        yield Program(f"bmm {dtype.name}", batched, tags, full=dtype is tgrad.float16)
 
     def ordinary() -> None:
         tgrad.set_float32_matmul_precision("medium")
@@ -368,7 +370,7 @@ def wide() -> Iterator[Program]:
         for row in (lambda x: F.softmax(x, 0), lambda x: tgrad.cumsum(x, 0), lambda x: F.rms_norm(x, x.shape)):
             row(near)
 
-    yield Program("wide", everything)
+    yield Program("wide float32", everything, full=True)
 
 
 # --- running it ------------------------------------------------------------------------------------------------------

@@ -5,16 +5,15 @@ Over the stub driver, which keeps what is captured with its parameters and launc
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from tests.stub.outcomes import outcomes
 
 CASES: dict[str, Callable[[], None]] = {}
 INVALIDATED = 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
@@ -256,14 +255,7 @@ def main(report: str, *names: str) -> None:
     from tests.stub import driver
 
     driver.install()
-    results = {}
-    for name in names or CASES:
-        try:
-            CASES[name]()
-            results[name] = ""
-        except Exception:
-            results[name] = traceback.format_exc()
-    Path(report).write_text(json.dumps(results))
+    outcomes(CASES, report, names)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,15 @@ while a graph is captured, and run when it is launched: with the addresses and n
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tests.stub import graph_refusals, graph_replays
+from tests.stub.outcomes import outcomes
 from tests.stub.two_devices import one_stream, pretend
 
 CASES = graph_replays.CASES | graph_refusals.CASES
@@ -96,14 +94,7 @@ def main(report: str, *names: str) -> None:
     pretend()
     one_stream()
     install()
-    results = {}
-    for name in names or CASES:
-        try:
-            CASES[name]()
-            results[name] = ""
-        except Exception:
-            results[name] = traceback.format_exc()
-    Path(report).write_text(json.dumps(results))
+    outcomes(CASES, report, names)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ captures, and Tritons whose internals are others.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
+
+from tests.stub.outcomes import outcomes
 
 CASES: dict[str, Callable[[], None]] = {}
 
@@ -282,14 +281,7 @@ def main(path: str) -> None:
     from tgrad.kernels import launch
 
     NATIVE = launch._driver_launch
-    report = {}
-    for name, function in CASES.items():
-        try:
-            function()
-            report[name] = ""
-        except Exception:
-            report[name] = traceback.format_exc()
-    Path(path).write_text(json.dumps(report))
+    outcomes(CASES, path)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from tests.stub.outcomes import outcomes
 
 CASES: dict[str, Callable[[], None]] = {}
 
@@ -199,14 +198,7 @@ def main(report: str) -> None:
     one_stream()
     from tests.stub import host_tensors
 
-    results = {}
-    for name, function in (CASES | host_tensors.CASES).items():
-        try:
-            function()
-            results[name] = ""
-        except Exception:
-            results[name] = traceback.format_exc()
-    Path(report).write_text(json.dumps(results))
+    outcomes(CASES | host_tensors.CASES, report)
 
 
 if __name__ == "__main__":
