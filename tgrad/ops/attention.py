@@ -43,6 +43,11 @@ def scaled_dot_product_attention(
             f"Expected query, key, and value to have the same dtype, but got query.dtype: {query.dtype.name} "
             f"key.dtype: {key.dtype.name} and value.dtype: {value.dtype.name} instead."
         )
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise RuntimeError(
+            "scaled_dot_product_attention: expected query and key of one width, and key and value of one length, got "
+            f"shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
+        )
     factor = default_scale(query) if scale is None else float(scale)
     if serves(query, key, value, attn_mask, enable_gqa):
         return fused_attention(query, key, value, attn_mask, dropout_p, is_causal, factor, enable_gqa)
