@@ -274,10 +274,10 @@ class Problem(NamedTuple):
     def draws(self) -> tuple[str, ...]:
         return () if self.seed is None else (self.seed, "i64", "fp32", self.total)
 
-    def tile(self, kernel: str) -> Tile:
-        """The tile of "forward", "query" or "key"."""
+    def tile(self, kernel: str, grouped: bool = False) -> Tile:
+        """The tile of "forward", "query" or "key"; grouped: see `attention_tiles.tile`."""
         mask = 0 if self.mask is None else 1 if self.mask == "i1" else itemsize(self.mask)
-        return tile(kernel, self.dtype, self.pairs, self.sizes, mask, self.seed is not None)
+        return tile(kernel, self.dtype, self.pairs, self.sizes, mask, self.seed is not None, self.wide, grouped)
 
     def constants(self, tile: Tile, ndim: int) -> dict[str, Any]:
         """The constants of all kernels of attention, in their order."""

@@ -301,7 +301,7 @@ def prepare_key(
             gradient, query and mask.
         wanted: whether the gradients of key and of value are.
     """
-    chosen = problem.tile("key")
+    chosen = problem.tile("key", grouped=group[0] > 1)
     steps = [strides(s) for s in operand_strides] + [()] * (problem.mask is None)
     grid = (triton.cdiv(problem.sizes[1], chosen.bs) * triton.cdiv(problem.pairs, chosen.pairs),)
     pointer, total = "*" + problem.dtype, problem.total

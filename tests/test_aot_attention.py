@@ -46,6 +46,21 @@ def test_every_row_is_compiled(arch, how):
     assert seen == {(*kind, width) for kind, rows in TILES.items() for width in rows}
 
 
+def test_tiles_of_one_chip_stand_in_for_a_row_of_the_table():
+    from tgrad.kernels.attention_tiles import CASES, INSTEAD, TILES
+
+    for (chip, kernel, kind, width), cases in INSTEAD.items():
+        row = TILES[kernel, kind][width]
+        assert chip in (8, 9, 10), chip
+        for case, found in cases.items():
+            name, *more = case.split()
+            usual = row[min(CASES.index(name), len(row) - 1)]
+            assert found != usual and found.bl > 0, (chip, kernel, kind, width, case)
+            assert more in ([], ["wide"]) or (kernel, more) == ("key", ["grouped"]), case
+            # The host asks for "together" before it knows how heads are grouped.
+            assert more != ["grouped"] or found.together == usual.together, case
+
+
 FIGURES = {"aligned": True, "async16": 4, "loads": {"4": 3}, "stores": {"16": 4, "4": 1}}
 
 
